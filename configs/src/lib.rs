@@ -1,0 +1,14 @@
+//! A run's configuration: structs, layering and validation, beside the run files themselves.
+//!
+//! Layers, last wins: file, environment (`BELFRY_SET`), `--set key=value`. Unknown keys are
+//! refused. [`RunConfig::validate`] turns what was parsed into a [`ValidConfig`] that cannot be
+//! wrong: batch arithmetic, model sizes, schedule.
+
+mod layers;
+pub mod rng;
+mod run_config;
+mod validate;
+
+pub use layers::{ConfigError, load, load_str};
+pub use run_config::*;
+pub use validate::ValidConfig;

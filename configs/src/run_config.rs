@@ -1,0 +1,316 @@
+//! The structs of a run file. Every hyper-parameter is spelled out; defaults are the paper's
+//! (Tables 8 and 9) or stand with their reason.
+
+use serde::{Deserialize, Serialize};
+
+/// One run file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Names the run and seeds it.
+    pub run: Run,
+    /// The batch arithmetic.
+    pub batch: Batch,
+    /// Where pairs come from and how they are ordered.
+    pub data: Data,
+    /// The model's sizes.
+    pub model: Model,
+    /// Optimizer and schedule.
+    pub optim: Optim,
+    /// When checkpoints are written.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// Membership and time.
+    #[serde(default)]
+    pub cluster: Cluster,
+}
+
+/// `[run]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Letters, digits, `-` and `_`; names the folder under `runs/` when no root is given.
+    pub name: String,
+    /// Seeds every random choice of the run.
+    pub seed: u64,
+    /// Optimizer updates in total (paper: 100,000 for pre-training).
+    pub steps: u64,
+    /// `cpu`, or `cuda:N` with the cuda feature.
+    #[serde(default = "default_device")]
+    pub device: String,
+}
+
+fn default_device() -> String {
+    "cpu".into()
+}
+
+/// `[batch]`: `global_batch = lanes * micro_batches_per_lane * micro_batch`, exactly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// Pairs in one step (paper: 4096).
+    pub global_batch: u32,
+    /// Data-parallel slots, fixed for the whole run.
+    pub lanes: u32,
+    /// Pairs over which a loss is a mean (8 in the authors' run). Defines the mathematics.
+    pub micro_batch: u32,
+    /// Micro-batches in one forward pass: speed and memory only, equal up to rounding.
+    #[serde(default = "one")]
+    pub device_batch: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Folder or URL with training shards and their `manifest.json`.
+    pub train: String,
+    /// Folder or URL with validation shards, if any.
+    #[serde(default)]
+    pub validation: Option<String>,
+    /// A folder of `key.jpg` + `key.txt` that `belfry run` packs into `train` and `validation` when
+    /// they do not exist yet.
+    #[serde(default)]
+    pub pack_from: Option<String>,
+    /// How many images of `pack_from` are held out for validation.
+    #[serde(default)]
+    pub pack_holdout: u32,
+    /// Path of a `tokenizer.json` (RoBERTa).
+    pub tokenizer: String,
+    /// Tokens per caption, padded and truncated (paper: 50).
+    pub text_len: u32,
+    /// Share of non-special tokens chosen for MLM (model_spec: 0.15).
+    #[serde(default = "default_mlm_probability")]
+    pub mlm_probability: f32,
+    /// Passes over the shards in one epoch; captions of one image fall into different rounds.
+    #[serde(default = "one")]
+    pub rounds: u32,
+    /// Shards in a lane's shuffle window. Part of the order.
+    #[serde(default = "default_window_shards")]
+    pub window_shards: u32,
+    /// `dataset` draws ITM's false images over the whole dataset, as the authors do; `window` from
+    /// the open window: cheaper, another distribution.
+    #[serde(default)]
+    pub false_image: FalseImage,
+    /// Local folder of the shard cache; default: under the run's local state.
+    #[serde(default)]
+    pub cache_dir: Option<String>,
+    /// Bytes that the shard cache may hold.
+    #[serde(default = "default_cache_bytes_max")]
+    pub cache_bytes_max: u64,
+}
+
+/// Where false images are drawn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FalseImage {
+    /// The whole dataset (the authors' code).
+    #[default]
+    Dataset,
+    /// The lane's open window.
+    Window,
+}
+
+fn default_mlm_probability() -> f32 {
+    0.15
+}
+fn default_window_shards() -> u32 {
+    4
+}
+fn default_cache_bytes_max() -> u64 {
+    20 << 30
+}
+
+/// `[model]`: ManagerTower's sizes (model_spec 1). Widths are shared by all towers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Manager in cross-modal layers >= 1; the first is SAUE always.
+    #[serde(default)]
+    pub manager: Manager,
+    /// One weight per expert (`scalar`) or per expert and feature (`vector`).
+    #[serde(default)]
+    pub manager_weight: ManagerWeight,
+    /// Exploration noise of the managers while training (model_spec 5.3).
+    #[serde(default = "yes")]
+    pub manager_noise: bool,
+    /// Width of the cross-modal layers.
+    pub hidden: u32,
+    /// Attention heads of the cross-modal layers.
+    pub heads: u32,
+    /// Cross-modal layers per modality.
+    pub cross_layers: u32,
+    /// Feed-forward width over `hidden` in the cross-modal layers (4 in BASE).
+    #[serde(default = "default_mlp_ratio")]
+    pub mlp_ratio: u32,
+    /// Dropout of hidden states and attention probabilities in the text and cross-modal layers.
+    #[serde(default = "default_dropout")]
+    pub dropout: f32,
+    /// The text tower.
+    pub text: TextTower,
+    /// The image tower.
+    pub image: ImageTower,
+}
+
+/// `[model.text]`: RoBERTa.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextTower {
+    /// Layers.
+    pub layers: u32,
+    /// Top layers whose outputs the managers see.
+    pub managed: u32,
+    /// Width.
+    pub hidden: u32,
+    /// Attention heads.
+    pub heads: u32,
+    /// Feed-forward width.
+    pub intermediate: u32,
+    /// Vocabulary (50,265 for RoBERTa).
+    pub vocab: u32,
+    /// Rows of the position table (514 for RoBERTa: 512 + 2).
+    pub positions: u32,
+}
+
+/// `[model.image]`: CLIP ViT. Its feed-forward width is 4 times its own (CLIP has no other).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageTower {
+    /// Blocks.
+    pub layers: u32,
+    /// Top blocks whose outputs the managers see.
+    pub managed: u32,
+    /// Width.
+    pub hidden: u32,
+    /// Attention heads.
+    pub heads: u32,
+    /// Image side in pixels.
+    pub size: u32,
+    /// Patch side in pixels.
+    pub patch: u32,
+}
+
+/// Which manager stands above the first cross-modal layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Manager {
+    /// Static aggregation of uni-modal experts in every layer.
+    Saue,
+    /// Adaptive aggregation with fused query.
+    #[default]
+    Aaue,
+}
+
+/// Granularity of manager weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ManagerWeight {
+    /// N x 1.
+    Scalar,
+    /// N x D.
+    #[default]
+    Vector,
+}
+
+fn yes() -> bool {
+    true
+}
+fn default_mlp_ratio() -> u32 {
+    4
+}
+fn default_dropout() -> f32 {
+    0.1
+}
+
+/// `[optim]`: AdamW and schedule of model_spec 11. Table 8 gives the pre-training values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optim {
+    /// Base learning rate (Table 8: 1e-5).
+    pub learning_rate: f64,
+    /// Multiplier of the task heads' rate (5 for pre-training).
+    #[serde(default = "default_mult")]
+    pub lr_mult_head: f64,
+    /// Multiplier of the cross-modal parameters' rate (5).
+    #[serde(default = "default_mult")]
+    pub lr_mult_cross_modal: f64,
+    /// Decoupled weight decay (0.01).
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f64,
+    /// Steps of linear warm-up from 0: a count, or a fraction of all steps below 1.
+    pub warmup: f64,
+    /// Rate at the end of the decay.
+    #[serde(default)]
+    pub end_learning_rate: f64,
+    /// Power of the polynomial decay (1: linear).
+    #[serde(default = "default_decay_power")]
+    pub decay_power: f64,
+    /// AdamW's betas (0.9, 0.98).
+    #[serde(default = "default_betas")]
+    pub betas: [f64; 2],
+    /// AdamW's epsilon, added before bias correction (1e-8).
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f64,
+}
+
+fn default_mult() -> f64 {
+    5.0
+}
+fn default_weight_decay() -> f64 {
+    0.01
+}
+fn default_decay_power() -> f64 {
+    1.0
+}
+fn default_betas() -> [f64; 2] {
+    [0.9, 0.98]
+}
+fn default_epsilon() -> f64 {
+    1e-8
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Steps between checkpoints; the last step always has one.
+    pub every_steps: u64,
+    /// Parts of a checkpoint; fixed, whatever the number of workers.
+    pub parts: u32,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint {
+            every_steps: 1000,
+            parts: 8,
+        }
+    }
+}
+
+/// `[cluster]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    /// Below this number of workers the run waits and says so.
+    pub min_workers: u32,
+    /// The one time setting: the longest silence that is taken for life. Heartbeats, connection
+    /// and gathering timeouts derive from it.
+    pub max_stall_seconds: f64,
+    /// Tree nodes that one worker may hold; bounds its gradient memory.
+    pub nodes_per_worker_max: u32,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Cluster {
+            min_workers: 1,
+            max_stall_seconds: 10.0,
+            nodes_per_worker_max: 4,
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! What makes a parsed run file a run that can start: sizes that divide, rates that make sense.
+//! Refusals name the key and the nearest valid choices (promise 1).
+
+use std::ops::Deref;
+
+use crate::layers::ConfigError;
+use crate::run_config::RunConfig;
+
+/// Lanes above this are refused: rank tables and the reduction tree stay small.
+const LANES_MAX: u32 = 4096;
+/// Largest image side in pixels.
+const IMAGE_SIZE_MAX: u32 = 4096;
+
+/// A [`RunConfig`] that cannot be wrong. Only [`RunConfig::validate`] makes one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidConfig(RunConfig);
+
+impl Deref for ValidConfig {
+    type Target = RunConfig;
+    fn deref(&self) -> &RunConfig {
+        &self.0
+    }
+}
+
+impl ValidConfig {
+    /// Micro-batches that one lane runs in one step.
+    pub fn micro_batches_per_lane(&self) -> u32 {
+        self.batch.global_batch / self.batch.lanes / self.batch.micro_batch
+    }
+
+    /// Micro-batches of one step: the count by which the summed gradient is divided.
+    pub fn micro_batches(&self) -> u32 {
+        self.batch.global_batch / self.batch.micro_batch
+    }
+
+    /// Warm-up in steps: the setting itself, or its share of all steps, rounded down.
+    pub fn warmup_steps(&self) -> u64 {
+        let warmup = self.optim.warmup;
+        if warmup < 1.0 {
+            (self.run.steps as f64 * warmup) as u64
+        } else {
+            warmup as u64
+        }
+    }
+
+    /// The resolved configuration as TOML, defaults spelled out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&self.0).expect("a run configuration is plain tables and numbers")
+    }
+
+    /// SHA-256 of the resolved configuration.
+    pub fn sha256(&self) -> String {
+        use sha2::Digest;
+        let hash = sha2::Sha256::digest(self.to_toml().as_bytes());
+        hash.iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// The divisors of `n` nearest to `wanted`, at most four, ascending.
+fn nearest_divisors(n: u32, wanted: u32) -> Vec<u32> {
+    let mut divisors: Vec<u32> = (1..=n.min(LANES_MAX))
+        .filter(|d| n.is_multiple_of(*d))
+        .collect();
+    divisors.sort_by_key(|d| (d.abs_diff(wanted), *d));
+    divisors.truncate(4);
+    divisors.sort_unstable();
+    divisors
+}
+
+fn refuse(key: &str, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid {
+        key: key.into(),
+        reason: reason.into(),
+    }
+}
+
+fn at_least_one(key: &str, value: u64) -> Result<(), ConfigError> {
+    if value == 0 {
+        return Err(refuse(key, "must be at least 1"));
+    }
+    Ok(())
+}
+
+impl RunConfig {
+    /// Checks everything that can be checked without data or device.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] naming the key and the nearest valid choices.
+    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
+        self.check_run()?;
+        self.check_batch()?;
+        self.check_data()?;
+        self.check_model()?;
+        self.check_optim()?;
+        Ok(ValidConfig(self))
+    }
+
+    fn check_run(&self) -> Result<(), ConfigError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.run.name.is_empty() || !self.run.name.chars().all(plain) {
+            return Err(refuse("run.name", "use letters, digits, `-` and `_` only"));
+        }
+        at_least_one("run.steps", self.run.steps)?;
+        let device = &self.run.device;
+        let cuda = device
+            .strip_prefix("cuda:")
+            .is_some_and(|n| n.parse::<u16>().is_ok());
+        if device != "cpu" && !cuda {
+            return Err(refuse(
+                "run.device",
+                format!("`{device}` is neither `cpu` nor `cuda:N`"),
+            ));
+        }
+        at_least_one("checkpoint.every_steps", self.checkpoint.every_steps)?;
+        if !(1..=1024).contains(&self.checkpoint.parts) {
+            return Err(refuse("checkpoint.parts", "must lie in 1..=1024"));
+        }
+        at_least_one("cluster.min_workers", self.cluster.min_workers.into())?;
+        if self.cluster.min_workers > self.batch.lanes {
+            return Err(refuse("cluster.min_workers", "cannot exceed batch.lanes"));
+        }
+        if !(0.5..=3600.0).contains(&self.cluster.max_stall_seconds) {
+            return Err(refuse(
+                "cluster.max_stall_seconds",
+                "must lie in 0.5..=3600",
+            ));
+        }
+        at_least_one(
+            "cluster.nodes_per_worker_max",
+            self.cluster.nodes_per_worker_max.into(),
+        )
+    }
+
+    fn check_batch(&self) -> Result<(), ConfigError> {
+        let b = &self.batch;
+        at_least_one("batch.global_batch", b.global_batch.into())?;
+        at_least_one("batch.micro_batch", b.micro_batch.into())?;
+        at_least_one("batch.device_batch", b.device_batch.into())?;
+        if b.lanes == 0 || b.lanes > LANES_MAX {
+            return Err(refuse(
+                "batch.lanes",
+                format!("must lie in 1..={LANES_MAX}"),
+            ));
+        }
+        if !b.global_batch.is_multiple_of(b.micro_batch) {
+            return Err(refuse(
+                "batch.micro_batch",
+                format!(
+                    "{} does not divide global_batch = {}; nearest that do: {:?}",
+                    b.micro_batch,
+                    b.global_batch,
+                    nearest_divisors(b.global_batch, b.micro_batch)
+                ),
+            ));
+        }
+        let micro_batches = b.global_batch / b.micro_batch;
+        if !micro_batches.is_multiple_of(b.lanes) {
+            return Err(refuse(
+                "batch.lanes",
+                format!(
+                    "{} does not divide global_batch / micro_batch = {micro_batches}; \
+                     nearest that do: {:?}",
+                    b.lanes,
+                    nearest_divisors(micro_batches, b.lanes)
+                ),
+            ));
+        }
+        let per_lane = micro_batches / b.lanes;
+        if !per_lane.is_multiple_of(b.device_batch) {
+            return Err(refuse(
+                "batch.device_batch",
+                format!(
+                    "{} does not divide the {per_lane} micro-batches of a lane; \
+                     nearest that do: {:?}",
+                    b.device_batch,
+                    nearest_divisors(per_lane, b.device_batch)
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_data(&self) -> Result<(), ConfigError> {
+        let d = &self.data;
+        if d.text_len < 4 || d.text_len + 2 > self.model.text.positions {
+            return Err(refuse(
+                "data.text_len",
+                format!(
+                    "must lie in 4..={} (model.text.positions - 2)",
+                    self.model.text.positions.saturating_sub(2)
+                ),
+            ));
+        }
+        if !(0.0..=1.0).contains(&d.mlm_probability) {
+            return Err(refuse("data.mlm_probability", "must lie in 0..=1"));
+        }
+        at_least_one("data.rounds", d.rounds.into())?;
+        at_least_one("data.window_shards", d.window_shards.into())?;
+        at_least_one("data.cache_bytes_max", d.cache_bytes_max)
+    }
+
+    fn check_model(&self) -> Result<(), ConfigError> {
+        let m = &self.model;
+        let divides = |key: &str, width: u32, heads: u32| {
+            if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
+                return Err(refuse(
+                    key,
+                    format!(
+                        "{heads} heads do not divide width {width}; nearest that do: {:?}",
+                        nearest_divisors(width, heads)
+                    ),
+                ));
+            }
+            Ok(())
+        };
+        divides("model.heads", m.hidden, m.heads)?;
+        divides("model.text.heads", m.text.hidden, m.text.heads)?;
+        divides("model.image.heads", m.image.hidden, m.image.heads)?;
+        at_least_one("model.cross_layers", m.cross_layers.into())?;
+        at_least_one("model.mlp_ratio", m.mlp_ratio.into())?;
+        at_least_one("model.text.intermediate", m.text.intermediate.into())?;
+        let managed = |key: &str, managed: u32, layers: u32| {
+            if managed == 0 || managed > layers {
+                return Err(refuse(
+                    key,
+                    format!("must lie in 1..={layers} (the tower's layers)"),
+                ));
+            }
+            Ok(())
+        };
+        managed("model.text.managed", m.text.managed, m.text.layers)?;
+        managed("model.image.managed", m.image.managed, m.image.layers)?;
+        if m.image.patch == 0
+            || m.image.size > IMAGE_SIZE_MAX
+            || m.image.size < m.image.patch
+            || !m.image.size.is_multiple_of(m.image.patch)
+        {
+            return Err(refuse(
+                "model.image.size",
+                format!(
+                    "must be a multiple of model.image.patch = {} up to {IMAGE_SIZE_MAX}",
+                    m.image.patch
+                ),
+            ));
+        }
+        if !(0.0..1.0).contains(&m.dropout) {
+            return Err(refuse("model.dropout", "must lie in 0..1"));
+        }
+        Ok(())
+    }
+
+    fn check_optim(&self) -> Result<(), ConfigError> {
+        let o = &self.optim;
+        let checks = [
+            (
+                "optim.learning_rate",
+                o.learning_rate > 0.0,
+                "must be positive",
+            ),
+            (
+                "optim.lr_mult_head",
+                o.lr_mult_head >= 0.0,
+                "must not be negative",
+            ),
+            (
+                "optim.lr_mult_cross_modal",
+                o.lr_mult_cross_modal >= 0.0,
+                "must not be negative",
+            ),
+            (
+                "optim.weight_decay",
+                o.weight_decay >= 0.0,
+                "must not be negative",
+            ),
+            ("optim.warmup", o.warmup >= 0.0, "must not be negative"),
+            (
+                "optim.end_learning_rate",
+                o.end_learning_rate >= 0.0,
+                "must not be negative",
+            ),
+            ("optim.decay_power", o.decay_power > 0.0, "must be positive"),
+            ("optim.epsilon", o.epsilon > 0.0, "must be positive"),
+            (
+                "optim.betas",
+                o.betas.iter().all(|b| (0.0..1.0).contains(b)),
+                "must lie in 0..1",
+            ),
+        ];
+        for (key, valid, reason) in checks {
+            if !valid {
+                return Err(refuse(key, reason));
+            }
+        }
+        if o.warmup >= 1.0 && o.warmup as u64 >= self.run.steps {
+            return Err(refuse("optim.warmup", "must be below run.steps"));
+        }
+        Ok(())
+    }
+}

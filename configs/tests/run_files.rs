@@ -1,0 +1,83 @@
+//! Every run file in this folder must load; a file that does not is worse than none.
+
+use std::path::{Path, PathBuf};
+
+use belfry_configs::{ValidConfig, load, load_str};
+
+fn run_files() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .expect("the package's folder is readable")
+        .map(|entry| entry.expect("a readable entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .filter(|path| path.file_name().is_some_and(|n| n != "Cargo.toml"))
+        .collect();
+    files.sort();
+    files
+}
+
+fn loaded(name: &str) -> ValidConfig {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    load(&path, &[]).expect("a run file of this package loads")
+}
+
+#[test]
+fn every_run_file_loads_and_is_named_after_its_run() {
+    let files = run_files();
+    assert!(files.len() >= 3, "found only {files:?}");
+    for file in files {
+        let config = load(&file, &[]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let stem = file
+            .file_stem()
+            .expect("has a name")
+            .to_string_lossy()
+            .into_owned();
+        assert_eq!(config.run.name, stem);
+    }
+}
+
+#[test]
+fn the_resolved_text_is_the_same_run() {
+    for file in run_files() {
+        let config = load(&file, &[]).expect("loads");
+        let again = load_str(&config.to_toml(), "run.toml", &[]).expect("its own text loads");
+        assert_eq!(config.sha256(), again.sha256(), "{}", file.display());
+    }
+}
+
+#[test]
+fn pretraining_is_the_papers() {
+    let config = loaded("pretrain-4m.toml");
+    assert_eq!(config.batch.global_batch, 4096);
+    assert_eq!(config.micro_batches_per_lane(), 4);
+    assert_eq!(config.warmup_steps(), 10_000);
+    assert_eq!(
+        (config.model.text.layers, config.model.image.layers),
+        (12, 12)
+    );
+    assert_eq!(
+        (config.model.text.managed, config.model.cross_layers),
+        (6, 6)
+    );
+}
+
+#[test]
+fn a_misspelt_key_and_an_indivisible_batch_are_named() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let refused = |setting: &str| {
+        load(&path, &[setting.to_owned()])
+            .expect_err("must be refused")
+            .to_string()
+    };
+    let told = refused("batch.laness=8");
+    assert!(told.contains("laness") && told.contains("lanes"), "{told}");
+    let told = refused("batch.lanes=3");
+    assert!(
+        told.contains("batch.lanes") && told.contains("nearest that do: [1, 2, 4"),
+        "{told}"
+    );
+    let told = refused("batch.micro_batch=5");
+    assert!(told.contains("batch.micro_batch"), "{told}");
+    let told = refused("batch.lanes");
+    assert!(told.contains("key=value"), "{told}");
+}

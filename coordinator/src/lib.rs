@@ -1,0 +1,13 @@
+//! The coordinator: who is a member, which lanes are whose, and when a step counts.
+//!
+//! [`core`] decides, purely; [`serve`] is the shell around it: gRPC, clock, journal. It knows no
+//! tensors and never sees a gradient.
+
+pub mod core;
+mod error;
+mod journal;
+mod rpc;
+mod shell;
+
+pub use error::CoordinatorError;
+pub use shell::{Outcome, ServeOptions, run_id, serve};

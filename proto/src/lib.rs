@@ -1,0 +1,15 @@
+//! The words that workers and coordinator share: messages, ids, and the canonical lane tree.
+//!
+//! Knows nothing of clocks, sockets or tensors.
+
+pub mod ids;
+pub mod lanes;
+
+/// Generated messages and services of `belfry.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("belfry.v1");
+}
+
+pub use ids::{Digest, Generation, Lane, Rank, Step, Term, WorkerId};
+pub use lanes::LaneRange;

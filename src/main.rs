@@ -1,0 +1,70 @@
+//! `belfry`: one binary, its roles are subcommands.
+
+mod roles;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains ManagerTower on many machines: the same bits at any worker count and after any crash.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train on this machine: starts a coordinator and workers and watches over them.
+    ///
+    /// Example: belfry run configs/quickstart.toml --workers 2
+    Run(run::RunArguments),
+    /// Lead a run: what `belfry run` and the cluster's jobs start.
+    Coordinator(roles::CoordinatorArguments),
+    /// Work for a run: one process per device.
+    Worker(roles::WorkerArguments),
+    /// Pack, check and list shards.
+    Shards {
+        #[command(subcommand)]
+        command: shard_tools::cli::Command,
+    },
+    /// Print the resolved configuration and its hash, and check it.
+    Config {
+        /// The run file.
+        config: PathBuf,
+        /// Override a key; may be repeated.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+    },
+}
+
+/// Exit code of an error that starting again does not mend.
+const FATAL: u8 = 2;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(arguments).await,
+        Command::Coordinator(arguments) => roles::coordinator(arguments).await,
+        Command::Worker(arguments) => roles::worker(arguments).await,
+        Command::Shards { command } => shard_tools::cli::run(command).await,
+        Command::Config { config, settings } => print_config(&config, &settings),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(FATAL)
+        }
+    }
+}
+
+fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {
+    let config = belfry_configs::load(config, settings)?;
+    print!("{}", config.to_toml());
+    println!("# sha256 {}", config.sha256());
+    Ok(())
+}

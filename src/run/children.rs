@@ -1,0 +1,236 @@
+//! The launcher's child processes: started, started again, ended.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+/// Restarts of one child before the run is given up.
+const RESTARTS_MAX: u32 = 20;
+/// Pause before a child is started again, so that a crash at start does not spin.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// Time that children get to end by themselves.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Exit code of an error that starting again does not mend.
+const FATAL: i32 = 2;
+
+/// What one child is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Coordinator,
+    Worker(u32),
+}
+
+impl Role {
+    fn name(self) -> String {
+        match self {
+            Role::Coordinator => "coordinator".into(),
+            Role::Worker(id) => format!("worker-{id}"),
+        }
+    }
+}
+
+struct Running {
+    role: Role,
+    child: Option<Child>,
+    restarts: u32,
+    died: Instant,
+    peak_memory_bytes: u64,
+}
+
+/// All children of a run.
+pub struct Children {
+    config: PathBuf,
+    root: String,
+    local: PathBuf,
+    workers: u32,
+    running: Vec<Running>,
+}
+
+impl Children {
+    /// Starts a coordinator and `workers` workers.
+    pub fn start(config: &Path, root: &str, local: &Path, workers: u32) -> anyhow::Result<Self> {
+        let roles = std::iter::once(Role::Coordinator).chain((0..workers).map(Role::Worker));
+        let running = roles.map(|role| Running {
+            role,
+            child: None,
+            restarts: 0,
+            died: Instant::now(),
+            peak_memory_bytes: 0,
+        });
+        let mut children = Children {
+            config: config.to_owned(),
+            root: root.to_owned(),
+            local: local.to_owned(),
+            workers,
+            running: running.collect(),
+        };
+        // An address of an earlier start would only mislead.
+        let _ = std::fs::remove_file(children.address_file());
+        for index in 0..children.running.len() {
+            children.spawn(index)?;
+        }
+        Ok(children)
+    }
+
+    /// Where the coordinator writes its address.
+    pub fn address_file(&self) -> PathBuf {
+        self.local.join("coordinator.address")
+    }
+
+    /// Children started again so far.
+    pub fn restarts(&self) -> u32 {
+        self.running.iter().map(|r| r.restarts).sum()
+    }
+
+    /// Sum of the children's largest resident sizes.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        self.running.iter().map(|r| r.peak_memory_bytes).sum()
+    }
+
+    fn spawn(&mut self, index: usize) -> anyhow::Result<()> {
+        let role = self.running[index].role;
+        let name = role.name();
+        let logs = self.local.join("logs");
+        let opened = File::options()
+            .create(true)
+            .append(true)
+            .open(logs.join(format!("{name}.log")));
+        let log = opened.with_context(|| format!("cannot write {}", logs.display()))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        match role {
+            Role::Coordinator => {
+                command.args(["coordinator", "--workers", &self.workers.to_string()])
+            }
+            Role::Worker(id) => command
+                .args(["worker", "--id", &id.to_string(), "--cache"])
+                .arg(self.local.join("cache")),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if std::env::var_os("RAYON_NUM_THREADS").is_none() {
+            let threads = (cores / self.workers as usize).max(1);
+            command.env("RAYON_NUM_THREADS", threads.to_string());
+        }
+        // The resolved file already holds what the environment said.
+        command.env_remove("BELFRY_SET");
+        let child = command
+            .arg("--address-file")
+            .arg(self.address_file())
+            .arg("--root")
+            .arg(&self.root)
+            .arg("--log")
+            .arg(logs.join(format!("{name}.jsonl")))
+            .arg("--follow-stdin")
+            .arg(&self.config)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        self.running[index].child = Some(child);
+        self.write_pids()
+    }
+
+    /// `run.pids.json`: who runs under which process id, for people and tests.
+    fn write_pids(&self) -> anyhow::Result<()> {
+        let children = self.running.iter().filter_map(|r| {
+            let pid = r.child.as_ref()?.id();
+            Some(serde_json::json!({"role": r.role.name(), "pid": pid, "restarts": r.restarts}))
+        });
+        let text = serde_json::Value::Array(children.collect()).to_string();
+        let file = self.local.join("run.pids.json");
+        let unfinished = file.with_extension("part");
+        std::fs::write(&unfinished, text)?;
+        std::fs::rename(&unfinished, &file)
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Starts again what died; gives up on what cannot be mended.
+    pub fn tend(&mut self) -> anyhow::Result<()> {
+        for index in 0..self.running.len() {
+            let running = &mut self.running[index];
+            let name = running.role.name();
+            let Some(child) = &mut running.child else {
+                if running.died.elapsed() >= RESTART_PAUSE {
+                    self.spawn(index)?;
+                }
+                continue;
+            };
+            if let Some(peak) = peak_memory(child.id()) {
+                running.peak_memory_bytes = running.peak_memory_bytes.max(peak);
+            }
+            let Some(status) = child.try_wait()? else {
+                continue;
+            };
+            running.child = None;
+            running.died = Instant::now();
+            // The run's end reaches the launcher by the coordinator's own words.
+            if status.success() {
+                running.died += Duration::from_secs(5);
+                continue;
+            }
+            if status.code() == Some(FATAL) {
+                bail!("{name} gave up: {}", self.last_words(&name));
+            }
+            running.restarts += 1;
+            eprintln!("{name} died ({status}); starting it again");
+            if running.restarts > RESTARTS_MAX {
+                bail!(
+                    "{name} died {RESTARTS_MAX} times; see {}/logs",
+                    self.local.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The error line that a child left in its log.
+    fn last_words(&self, name: &str) -> String {
+        let file = self.local.join("logs").join(format!("{name}.log"));
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let told = text
+            .lines()
+            .rev()
+            .find_map(|line| line.strip_prefix("error: "));
+        told.map_or_else(|| format!("see {}", file.display()), str::to_owned)
+    }
+
+    /// Lets children end, then ends them.
+    pub async fn stop(&mut self) {
+        // A closed standard input is the sign to go.
+        for child in self.running.iter_mut().filter_map(|r| r.child.as_mut()) {
+            drop(child.stdin.take());
+        }
+        let deadline = Instant::now() + STOP_GRACE;
+        loop {
+            let mut alive = self.running.iter_mut().filter_map(|r| r.child.as_mut());
+            if alive.all(|c| matches!(c.try_wait(), Ok(Some(_)))) || Instant::now() > deadline {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for child in self.running.iter_mut().filter_map(|r| r.child.as_mut()) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in self.running.iter_mut().filter_map(|r| r.child.as_mut()) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Largest resident size of a living process, where the system tells it.
+fn peak_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,149 @@
+//! `belfry run`: the launcher for one machine.
+//!
+//! Packs data if needed, starts coordinator and workers as children of the same binary, starts
+//! again what dies, shows progress, and ends with one line of JSON on standard output.
+
+mod children;
+mod prepare;
+mod progress;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use shard_tools::store::Root;
+
+use children::Children;
+use progress::Progress;
+
+/// Arguments of `belfry run`.
+#[derive(Args)]
+pub struct RunArguments {
+    /// The run file, for instance configs/quickstart.toml.
+    config: PathBuf,
+    /// Worker processes on this machine.
+    #[arg(long, default_value_t = 2)]
+    workers: u32,
+    /// Folder or s3:// URL for checkpoints, ledger and export; default runs/NAME.
+    #[arg(long)]
+    root: Option<String>,
+    /// Override a key, for instance --set run.steps=20; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Go on with the run that stands under the root.
+    #[arg(long)]
+    resume: bool,
+}
+
+/// Trains; see the module.
+pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let config = belfry_configs::load(&arguments.config, &arguments.settings)?;
+    let lanes = config.batch.lanes;
+    if arguments.workers == 0 || arguments.workers < config.cluster.min_workers {
+        bail!(
+            "--workers {}: the run needs at least {}",
+            arguments.workers,
+            config.cluster.min_workers
+        );
+    }
+    if arguments.workers > lanes {
+        eprintln!(
+            "{} workers for {lanes} lanes: the rest are spares",
+            arguments.workers
+        );
+    }
+    let local = PathBuf::from("runs").join(&config.run.name);
+    let location = arguments
+        .root
+        .clone()
+        .unwrap_or_else(|| local.display().to_string());
+    let root = Root::open(&location)?;
+    let local = root.local_folder().unwrap_or(local);
+    std::fs::create_dir_all(local.join("logs"))
+        .with_context(|| format!("cannot make {}", local.join("logs").display()))?;
+
+    prepare::pack(&config).await?;
+    prepare::claim(&root, &config, arguments.resume).await?;
+    if arguments.resume && root.exists("result.json").await? {
+        eprintln!("this run was trained to its last step before");
+        return finish(&root, begun, 0, 0).await;
+    }
+
+    let resolved = local.join("resolved.toml");
+    std::fs::write(&resolved, config.to_toml())
+        .with_context(|| format!("cannot write {}", resolved.display()))?;
+    let mut children = Children::start(&resolved, &location, &local, arguments.workers)?;
+    let mut progress = Progress::new(&local, config.run.steps, children.address_file());
+    let ended = loop {
+        tokio::select! {
+            ended = progress.next() => {
+                if let Some(ended) = ended? {
+                    break ended;
+                }
+            }
+            _ = tokio::time::sleep(Duration::from_millis(100)) => {
+                children.tend()?;
+                progress.restarts(children.restarts());
+            }
+            _ = tokio::signal::ctrl_c() => {
+                children.stop().await;
+                bail!("stopped; go on with: belfry run {} --root {location} --resume",
+                    arguments.config.display());
+            }
+        }
+    };
+    let peak = children.peak_memory_bytes();
+    let restarts = children.restarts();
+    children.stop().await;
+    progress.close();
+    if !ended.success {
+        bail!("{}", ended.reason);
+    }
+    finish(&root, begun, restarts, peak).await
+}
+
+/// Prints the result: words on standard error, one JSON line on standard output.
+async fn finish(root: &Root, begun: Instant, restarts: u32, peak: u64) -> anyhow::Result<()> {
+    let text = root.get("result.json").await?;
+    let result: serde_json::Value =
+        serde_json::from_slice(&text).with_context(|| format!("{root}/result.json"))?;
+    for evaluation in result["evaluations"].as_array().into_iter().flatten() {
+        let number = |key: &str| evaluation[key].as_f64().unwrap_or(f64::NAN);
+        eprintln!(
+            "validation at step {}: MLM loss {:.4}, MLM accuracy {:.3}, ITM loss {:.4}, ITM accuracy {:.3}",
+            evaluation["step"],
+            number("mlm_loss"),
+            number("mlm_accuracy"),
+            number("itm_loss"),
+            number("itm_accuracy")
+        );
+    }
+    eprintln!(
+        "weights            {root}/{}",
+        result["export"].as_str().unwrap_or("?")
+    );
+    eprintln!(
+        "parameters sha256  {}",
+        result["parameters_sha256"].as_str().unwrap_or("?")
+    );
+    eprintln!(
+        "optimizer sha256   {}",
+        result["optimizer_sha256"].as_str().unwrap_or("?")
+    );
+    let line = serde_json::json!({
+        "step": result["step"],
+        "parameters_sha256": result["parameters_sha256"],
+        "optimizer_sha256": result["optimizer_sha256"],
+        "metrics": {
+            "last": result["last"],
+            "evaluations": result["evaluations"],
+            "restarts": restarts,
+            "seconds": begun.elapsed().as_secs_f64(),
+            "peak_memory_bytes": peak,
+        },
+    });
+    println!("{line}");
+    Ok(())
+}

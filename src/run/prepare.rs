@@ -1,0 +1,88 @@
+//! Before the first process starts: data packed, root claimed.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use belfry_configs::ValidConfig;
+use bytes::Bytes;
+use shard_tools::manifest::{MANIFEST_FILE, sha256};
+use shard_tools::pack::{PackOptions, list_keys, pack_folder};
+use shard_tools::store::{Created, Root};
+
+/// Pairs per shard of data that the launcher packs: small, so that a small dataset has shards to
+/// shuffle.
+const PAIRS_PER_SHARD: u32 = 32;
+/// The run's resolved configuration, relative to its root.
+const RUN_FILE: &str = "run.toml";
+
+/// Packs `data.pack_from` where `data.train` or `data.validation` do not exist yet.
+pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {
+    let Some(input) = &config.data.pack_from else {
+        return Ok(());
+    };
+    let mut keys = list_keys(Path::new(input)).context("data.pack_from")?;
+    // Held out by hash: the same images whatever else the folder holds.
+    keys.sort_by_cached_key(|key| sha256(format!("holdout/{key}").as_bytes()));
+    let held_out = config.data.pack_holdout as usize;
+    if held_out >= keys.len() {
+        bail!(
+            "data.pack_holdout: {held_out} of {} images leave none to train on",
+            keys.len()
+        );
+    }
+    let train = keys.split_off(held_out);
+    let splits = [
+        (Some(&config.data.train), train),
+        (config.data.validation.as_ref(), keys),
+    ];
+    for (output, keys) in splits {
+        let Some(output) = output else {
+            continue;
+        };
+        if keys.is_empty() || Root::open(output)?.exists(MANIFEST_FILE).await? {
+            continue;
+        }
+        let options = PackOptions {
+            input: input.into(),
+            output: output.clone(),
+            dataset: config.run.name.clone(),
+            pairs_per_shard: PAIRS_PER_SHARD,
+            seed: 0,
+            keys: Some(keys),
+            resume: true,
+            progress: true,
+        };
+        let manifest = pack_folder(&options).await?;
+        eprintln!("packed {} pairs into {output}", manifest.pairs);
+    }
+    Ok(())
+}
+
+/// Makes the root this run's, or checks that it is.
+pub async fn claim(root: &Root, config: &ValidConfig, resume: bool) -> anyhow::Result<()> {
+    let resolved = config.to_toml();
+    let created = root.create(RUN_FILE, Bytes::from(resolved.clone())).await?;
+    if created == Created::Yes {
+        if resume {
+            eprintln!("nothing to resume under {root}: starting from the beginning");
+        }
+        return Ok(());
+    }
+    if !resume {
+        bail!("{root} already holds a run; go on with it by --resume, or choose another --root");
+    }
+    let before = root.get(RUN_FILE).await?;
+    let before = String::from_utf8_lossy(&before);
+    let differing: Vec<&str> = resolved
+        .lines()
+        .filter(|line| !before.lines().any(|old| old == *line))
+        .collect();
+    if !differing.is_empty() {
+        bail!(
+            "{root} holds a run with another configuration; these lines differ now: {}; undo them, or \
+             choose another --root",
+            differing.join(", ")
+        );
+    }
+    Ok(())
+}

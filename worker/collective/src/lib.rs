@@ -1,0 +1,21 @@
+//! The all-reduce between workers and the copy of a state from one worker to another.
+//!
+//! Stands between the tree nodes that a worker holds for a step and the optimizer's update. Every
+//! float is added along the canonical lane tree, so the result's bits do not depend on the number
+//! of workers or on who holds what. Knows nothing of models, lanes' contents or the coordinator.
+
+mod endpoint;
+mod error;
+mod exchange;
+mod fold;
+mod frame;
+mod plan;
+mod state_copy;
+
+#[cfg(test)]
+mod contract;
+
+pub use endpoint::{Endpoint, Limits};
+pub use error::{CollectiveError, Reaction};
+pub use plan::{Member, Reduce, Reduced};
+pub use state_copy::StateSource;

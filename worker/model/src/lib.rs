@@ -1,0 +1,35 @@
+//! ManagerTower in Burn: what happens to a device batch between host numbers and host gradients.
+//!
+//! In the walk of a sample this is the room after the train step's host-to-device crossing. It knows
+//! the network, its losses and the names of its parameters; it refuses to know tokio, the network,
+//! ranks, lanes, files and optimizers.
+//!
+//! The model is *structure only* ([`ManagerTower`]); the numbers are one flat `f32` vector in
+//! parameter-name order, described by a [`ParamTable`] and handed to the device by [`Weights`].
+//! See `README.md` beside this crate for why.
+
+mod batch;
+mod cross_modal;
+mod draws;
+mod error;
+mod image_tower;
+mod layers;
+mod loss;
+mod manager;
+mod normal;
+mod params;
+mod pass;
+mod pretrain;
+mod text_tower;
+mod tower;
+mod weights;
+
+pub use batch::{MicroBatchReport, PretrainBatch};
+pub use burn::tensor::Device;
+pub use draws::Draws;
+pub use error::ModelError;
+pub use normal::fill_normal;
+pub use params::{ParamEntry, ParamTable};
+pub use pass::{Record, Trace};
+pub use tower::ManagerTower;
+pub use weights::Weights;

@@ -1,0 +1,175 @@
+//! One forward pass: the weights it reads, what it may draw, the rows it gathered, what it shows.
+//!
+//! Carried through every layer. It refuses to know the layers.
+
+use burn::tensor::{Gradients, Tensor, TensorData};
+
+use crate::draws::{Draws, dropout_mask, expert_of, manager_noise};
+use crate::error::ModelError;
+use crate::params::ParamId;
+use crate::weights::{Weights, read, scatter_rows};
+
+/// A tensor that a forward pass showed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// `passK/` and the name used by the golden files.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// Collects intermediate tensors, for parity tests. With a trace the passes also compute what their
+/// loss does not need.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trace {
+    /// In the order of computation.
+    pub records: Vec<Record>,
+}
+
+/// Rows gathered from a look-up table, with the leaf that receives their gradient.
+struct Gathered {
+    table: ParamId,
+    ids: Vec<i32>,
+    leaf: Tensor<2>,
+    /// The padding row, which gets no gradient.
+    skip: i32,
+}
+
+/// State of one forward pass over a device batch.
+pub(crate) struct Pass<'a> {
+    pub weights: &'a Weights,
+    /// 0 = MLM, 1 = ITM; part of every draw.
+    pub number: u64,
+    draws: Draws<'a>,
+    gathered: Vec<Gathered>,
+    trace: Option<&'a mut Trace>,
+}
+
+/// A dropout site: its rate and the name that its draws are keyed by.
+#[derive(Clone, Debug)]
+pub(crate) struct Dropout {
+    pub rate: f32,
+    pub site: String,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(
+        weights: &'a Weights,
+        number: u64,
+        draws: Draws<'a>,
+        trace: Option<&'a mut Trace>,
+    ) -> Self {
+        Pass {
+            weights,
+            number,
+            draws,
+            gathered: Vec::new(),
+            trace,
+        }
+    }
+
+    /// Shows a tensor to the trace, if there is one.
+    pub fn record<const D: usize>(
+        &mut self,
+        name: &str,
+        tensor: &Tensor<D>,
+    ) -> Result<(), ModelError> {
+        let number = self.number;
+        if let Some(trace) = &mut self.trace {
+            trace.records.push(Record {
+                name: format!("pass{number}/{name}"),
+                shape: tensor.dims().to_vec(),
+                values: read(tensor.clone(), "trace")?,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether someone wants to see tensors that the loss does not need.
+    pub fn is_traced(&self) -> bool {
+        self.trace.is_some()
+    }
+
+    /// The rows `ids` of a table, `[ids, width]`; row `skip` receives no gradient.
+    pub fn gather(&mut self, table: ParamId, ids: Vec<i32>, skip: i32) -> Tensor<2> {
+        let leaf = self.weights.rows(table, &ids);
+        self.gathered.push(Gathered {
+            table,
+            ids,
+            leaf: leaf.clone(),
+            skip,
+        });
+        leaf
+    }
+
+    /// A constant from the host.
+    pub fn constant<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(values, shape), self.weights.device())
+    }
+
+    /// The dropout multipliers of a site for a tensor of this shape, or `None` where nothing is
+    /// dropped. The first axis is the batch.
+    pub fn dropout_mask<const D: usize>(
+        &self,
+        dropout: &Dropout,
+        shape: [usize; D],
+    ) -> Option<Tensor<D>> {
+        let Draws::Keys(keys) = self.draws else {
+            return None;
+        };
+        if dropout.rate == 0.0 {
+            return None;
+        }
+        let len = shape.iter().product();
+        let mask = dropout_mask(keys, self.number, &dropout.site, dropout.rate, len);
+        Some(self.constant(mask, shape))
+    }
+
+    /// Dropout of a tensor.
+    pub fn dropout<const D: usize>(&self, dropout: &Dropout, x: Tensor<D>) -> Tensor<D> {
+        match self.dropout_mask(dropout, x.dims()) {
+            Some(mask) => x * mask,
+            None => x,
+        }
+    }
+
+    /// Manager noise per expert, each `[batch, length, hidden]`, or `None` outside training.
+    /// `call` counts the managers of one pass in call order.
+    pub fn noise(
+        &self,
+        site: &str,
+        call: usize,
+        experts: usize,
+        shape: [usize; 3],
+    ) -> Option<Vec<Tensor<3>>> {
+        let len: usize = shape.iter().product();
+        let parts = match self.draws {
+            Draws::Off => return None,
+            Draws::Keys(keys) => manager_noise(keys, self.number, site, experts, len),
+            Draws::Noise(tensors) => {
+                let cut = |expert| expert_of(&tensors[call], shape[0], experts, expert);
+                (0..experts).map(cut).collect()
+            }
+        };
+        Some(
+            parts
+                .into_iter()
+                .map(|part| self.constant(part, shape))
+                .collect(),
+        )
+    }
+
+    /// Adds the gradients of everything this pass read to `flat` (name order).
+    pub fn collect(self, mut gradients: Gradients, flat: &mut [f32]) -> Result<(), ModelError> {
+        for used in self.gathered {
+            if let Some(rows) = used.leaf.grad_remove(&mut gradients) {
+                let rows = read(rows, "gradient of looked-up rows")?;
+                let sum = self.weights.slice_of(used.table, flat);
+                scatter_rows(sum, &rows, &used.ids, used.skip);
+            }
+        }
+        self.weights.collect(&mut gradients, flat)
+    }
+}

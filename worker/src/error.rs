@@ -1,0 +1,52 @@
+//! What can go wrong in a worker, and what a caller should do about it.
+
+use std::path::PathBuf;
+
+/// A worker's errors.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// The configured device cannot be had.
+    #[error("run.device = \"{device}\": {reason}")]
+    Device {
+        /// As configured.
+        device: String,
+        /// What is missing, and where it was looked for.
+        reason: String,
+    },
+    /// The data plane refused.
+    #[error(transparent)]
+    Data(#[from] belfry_data::DataError),
+    /// The collective's endpoint failed.
+    #[error(transparent)]
+    Collective(#[from] belfry_collective::CollectiveError),
+    /// The run's root failed.
+    #[error("{what}: {source}")]
+    Store {
+        /// What was being read or written.
+        what: String,
+        /// What the store said.
+        #[source]
+        source: shard_tools::store::StoreError,
+    },
+    /// A checkpoint or one of its parts is not what its manifest says.
+    #[error("checkpoint {file}: {reason}; remove the folder of this step or restore the file")]
+    Checkpoint {
+        /// Manifest or part, relative to the run's root.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file that holds the coordinator's address is missing for too long.
+    #[error("no coordinator address in {path}; is the coordinator running?")]
+    NoAddress {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The coordinator ended the run, or refused this worker, or this worker cannot go on.
+    #[error("{0}")]
+    Ended(String),
+    /// A background task died.
+    #[error("internal: {0}")]
+    Internal(String),
+}

@@ -1,0 +1,22 @@
+//! A worker: one process, one device, some lanes of a run.
+//!
+//! [`run`] is the whole of it. Rooms, in the order of the walk of a sample: `train_step` (host
+//! batches to lane gradients), `partials` (lane gradients to tree nodes), the collective (nodes to
+//! one sum), `core` (when what may happen), `optimizer` and `state` (the sum applied), `checkpoint`
+//! (the state made durable). `session` is the shell around them, `link` the line to the
+//! coordinator.
+
+mod checkpoint;
+pub mod core;
+mod error;
+mod fingerprint;
+mod link;
+pub mod optimizer;
+mod partials;
+mod session;
+mod state;
+mod train_step;
+
+pub use error::WorkerError;
+pub use fingerprint::fingerprint;
+pub use session::{WorkerOptions, run};

@@ -1,0 +1,434 @@
+//! The worker's shell: one loop that takes an event, lets the core decide, and does what it says.
+//!
+//! Sockets, threads, files and clocks live here and in the rooms it calls; decisions live in
+//! [`crate::core`].
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use belfry_collective::{Endpoint, Limits, Member, Reduce};
+use belfry_configs::ValidConfig;
+use belfry_model::ManagerTower;
+use belfry_proto::{Digest, v1, v1::worker_message as up};
+use shard_tools::store::Root;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::core::{Core, Effect, Event, Exchange, Identity};
+use crate::error::WorkerError;
+use crate::link::Link;
+use crate::optimizer::{AdamW, ParamGroup, State};
+use crate::state::TrainState;
+use crate::train_step::{Compute, Job};
+use crate::{checkpoint, fingerprint};
+
+/// Events that may wait for the loop.
+const EVENTS_MAX: usize = 256;
+/// Heartbeats per longest tolerated silence.
+const HEARTBEATS_PER_STALL: u32 = 10;
+/// Elements of a bucket: 4 MiB of f32, enough of them to overlap, few enough to keep frames large.
+const BUCKET_LEN: usize = 1 << 20;
+/// After SIGTERM, the share of the stall time in which the coordinator may say good-bye.
+const LEAVE_GRACE: Duration = Duration::from_secs(3);
+
+/// What a worker process is told.
+#[derive(Debug)]
+pub struct WorkerOptions {
+    /// The run.
+    pub config: ValidConfig,
+    /// Where its checkpoints and exports live.
+    pub root: Root,
+    /// Hash of both.
+    pub run_id: String,
+    /// Lasts over restarts.
+    pub worker_id: u64,
+    /// Holds `host:port` of the coordinator; read again at every connection.
+    pub coordinator_address_file: PathBuf,
+    /// The shard cache of this host.
+    pub cache_dir: PathBuf,
+    /// Address at which peers reach this worker.
+    pub bind: IpAddr,
+}
+
+/// Runs a worker until the coordinator ends the run, or `shutdown` resolves and the open step is
+/// left in peace.
+///
+/// # Errors
+/// [`WorkerError`]: what no restart of this process would mend.
+pub async fn run(
+    options: WorkerOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
+    let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
+    let (arrivals, mut arrived) = mpsc::channel(1);
+    let mut shell = Shell::open(options, events, arrivals).await?;
+    let stall = Duration::from_secs_f64(shell.config.cluster.max_stall_seconds);
+    let mut heartbeat = tokio::time::interval(stall / HEARTBEATS_PER_STALL);
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tokio::pin!(shutdown);
+    let mut leaving = false;
+    loop {
+        let event = tokio::select! {
+            event = inbox.recv() => event.expect("the shell itself holds a sender"),
+            arrival = arrived.recv() => {
+                shell.arrived(arrival.expect("the shell itself holds a sender"))
+            }
+            _ = heartbeat.tick() => {
+                let beat = shell.core.heartbeat();
+                shell.link.send(up::Body::Heartbeat(beat));
+                continue;
+            }
+            () = &mut shutdown, if !leaving => {
+                leaving = true;
+                let events = shell.events.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(LEAVE_GRACE).await;
+                    let goodbye = v1::Finished { success: true, reason: "left".into() };
+                    let body = v1::coordinator_message::Body::Finished(goodbye);
+                    let _ = events.send(Event::Message(body)).await;
+                });
+                Event::Shutdown
+            }
+        };
+        for effect in shell.core.apply(event) {
+            if let Some(end) = shell.execute(effect)? {
+                // A last word (fatal, leaving) gets a moment to leave the process.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return end;
+            }
+        }
+    }
+}
+
+struct Shell {
+    config: ValidConfig,
+    root: Root,
+    core: Core,
+    link: Link,
+    endpoint: Arc<Endpoint>,
+    compute: Compute,
+    optimizer: Arc<AdamW>,
+    state: Option<Arc<TrainState>>,
+    exchange: Option<JoinHandle<()>>,
+    events: mpsc::Sender<Event>,
+    arrivals: mpsc::Sender<Arrival>,
+}
+
+impl Shell {
+    async fn open(
+        options: WorkerOptions,
+        events: mpsc::Sender<Event>,
+        arrivals: mpsc::Sender<Arrival>,
+    ) -> Result<Self, WorkerError> {
+        let config = options.config;
+        let limits = Limits {
+            silence_timeout: Duration::from_secs_f64(config.cluster.max_stall_seconds),
+            ..Limits::default()
+        };
+        let bind = SocketAddr::new(options.bind, 0);
+        let run_id = xxh3_64(options.run_id.as_bytes());
+        let endpoint = Endpoint::bind(bind, run_id, limits).await?;
+        // Opening data reads manifests and may wait for a store: not on the loop's thread.
+        let opening = {
+            let (config, cache, events) = (config.clone(), options.cache_dir, events.clone());
+            tokio::task::spawn_blocking(move || Compute::start(&config, &cache, events))
+        };
+        let opened = opening.await;
+        let compute = opened.map_err(|e| WorkerError::Internal(e.to_string()))??;
+        let identity = Identity {
+            run_id: options.run_id,
+            worker_id: options.worker_id,
+            incarnation: u64::from(std::process::id()) << 32 | u64::from(clock_nanos()),
+            fingerprint: fingerprint::fingerprint(&config),
+            data_address: endpoint.local_addr().to_string(),
+            lanes: config.batch.lanes,
+        };
+        tracing::info!(?identity, "worker is up");
+        Ok(Shell {
+            optimizer: Arc::new(optimizer(&config, &compute.model)),
+            link: Link::open(options.coordinator_address_file, events.clone()),
+            core: Core::new(identity),
+            root: options.root,
+            state: None,
+            exchange: None,
+            config,
+            endpoint,
+            compute,
+            events,
+            arrivals,
+        })
+    }
+
+    /// Does one thing; an end of the process is returned.
+    fn execute(&mut self, effect: Effect) -> Result<Option<Result<(), WorkerError>>, WorkerError> {
+        match effect {
+            Effect::Send(body) => self.link.send(body),
+            Effect::Reconnect => self.link.reset(),
+            Effect::Compute { step, lane } => {
+                let state = self.state_of(step)?;
+                self.compute.submit(Job::Lane { lane, state })?;
+            }
+            Effect::Prefetch { step, lanes } => self.compute.data.prefetch(step, &lanes),
+            Effect::Reduce(exchange) => self.reduce(exchange)?,
+            Effect::AbortReduce => self.abort_reduce(),
+            Effect::Apply {
+                step,
+                sum,
+                snapshot_parts,
+            } => self.apply(step, sum, snapshot_parts)?,
+            Effect::Load { step, manifest } => self.load(step, manifest),
+            Effect::Copy { step, sources } => self.copy(step, sources),
+            Effect::Evaluate { step } => {
+                let state = self.state_of(step)?;
+                self.compute.submit(Job::Evaluate { state })?;
+            }
+            Effect::Export { step } => self.export(step)?,
+            Effect::Exit { success, reason } => {
+                tracing::info!(success, reason, "worker ends");
+                return Ok(Some(if success {
+                    Ok(())
+                } else {
+                    Err(WorkerError::Ended(reason))
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn state_of(&self, step: u64) -> Result<Arc<TrainState>, WorkerError> {
+        let state = self.state.as_ref().filter(|s| s.step == step);
+        state.cloned().ok_or_else(|| {
+            WorkerError::Internal(format!(
+                "asked for the state of step {step}, which is not here"
+            ))
+        })
+    }
+
+    fn abort_reduce(&mut self) {
+        if let Some(task) = self.exchange.take() {
+            task.abort();
+        }
+    }
+
+    fn reduce(&mut self, exchange: Exchange) -> Result<(), WorkerError> {
+        self.abort_reduce();
+        let members = exchange
+            .members
+            .into_iter()
+            .map(|(address, nodes)| {
+                let addr = address.parse().map_err(|_| {
+                    WorkerError::Internal(format!("a member's address `{address}` is not ip:port"))
+                })?;
+                Ok(Member { addr, nodes })
+            })
+            .collect::<Result<Vec<_>, WorkerError>>()?;
+        let (generation, step) = (exchange.generation, exchange.step);
+        let request = Reduce {
+            generation,
+            step,
+            lanes: self.config.batch.lanes,
+            rank: exchange.rank,
+            members,
+            partials: exchange.partials,
+            len: self.compute.model.table().elements(),
+            divide_by: self.config.micro_batches(),
+            bucket_len: BUCKET_LEN,
+        };
+        let (endpoint, events) = (Arc::clone(&self.endpoint), self.events.clone());
+        self.exchange = Some(tokio::spawn(async move {
+            let event = match endpoint.all_reduce(request).await {
+                Ok(reduced) => Event::Reduced {
+                    generation,
+                    step,
+                    finite: reduced.sum.iter().all(|x| x.is_finite()),
+                    digest: Digest(reduced.digest),
+                    sum: reduced.sum,
+                },
+                Err(error) => {
+                    tracing::warn!(generation, step, %error, "the all-reduce failed");
+                    Event::ReduceFailed {
+                        generation,
+                        step,
+                        ranks: error.ranks(),
+                        detail: error.to_string(),
+                    }
+                }
+            };
+            let _ = events.send(event).await;
+        }));
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        step: u64,
+        sum: Arc<Vec<f32>>,
+        snapshot_parts: Vec<u32>,
+    ) -> Result<(), WorkerError> {
+        let state = self.state_of(step)?;
+        // Nobody but a snapshot may still hold the old state, so the update happens in place.
+        self.endpoint.publish_state(None);
+        self.state = None;
+        let optimizer = Arc::clone(&self.optimizer);
+        let updated = tokio::task::block_in_place(move || {
+            let mut state = state;
+            let s = Arc::make_mut(&mut state);
+            let held = State {
+                params: &mut s.parameters,
+                m: &mut s.exp_avg,
+                v: &mut s.exp_avg_sq,
+            };
+            optimizer.apply(step, held, &sum);
+            s.step = step + 1;
+            state
+        });
+        self.hold(&updated);
+        if !snapshot_parts.is_empty() {
+            self.store_parts(updated, snapshot_parts);
+        }
+        let events = self.events.clone();
+        tokio::spawn(async move { events.send(Event::Applied { step }).await });
+        Ok(())
+    }
+
+    fn hold(&mut self, state: &Arc<TrainState>) {
+        self.state = Some(Arc::clone(state));
+        self.endpoint
+            .publish_state(Some(Arc::clone(state) as Arc<_>));
+    }
+
+    /// Writes checkpoint parts while training goes on; the shared state is copied by the next
+    /// apply if this still reads it.
+    fn store_parts(&self, state: Arc<TrainState>, parts: Vec<u32>) {
+        let (root, events) = (self.root.clone(), self.events.clone());
+        let model = Arc::clone(&self.compute.model);
+        let total = self.config.checkpoint.parts;
+        tokio::spawn(async move {
+            for part in parts {
+                let table = model.table();
+                let stored = checkpoint::store_part(&root, &state, table, part, total).await;
+                if !stored.error.is_empty() {
+                    tracing::error!(step = state.step, part, error = stored.error);
+                }
+                let report = Event::Report(up::Body::PartStored(stored));
+                if events.send(report).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Runs `acquire` and hands what it brings to the loop.
+    fn acquire<F>(&mut self, step: u64, acquire: F)
+    where
+        F: Future<Output = Result<TrainState, WorkerError>> + Send + 'static,
+    {
+        self.abort_reduce();
+        self.endpoint.publish_state(None);
+        self.state = None;
+        let arrivals = self.arrivals.clone();
+        tokio::spawn(async move {
+            let result = acquire.await.and_then(|state| {
+                if state.step == step {
+                    return Ok((state.digest(), Arc::new(state)));
+                }
+                let held = state.step;
+                Err(WorkerError::Ended(format!(
+                    "holds step {held}, step {step} was asked for"
+                )))
+            });
+            let _ = arrivals.send(Arrival { step, result }).await;
+        });
+    }
+
+    /// Takes a state that was initialised, loaded or copied.
+    fn arrived(&mut self, arrival: Arrival) -> Event {
+        let step = arrival.step;
+        match arrival.result {
+            Ok((digest, state)) => {
+                self.hold(&state);
+                Event::StateArrived { step, digest }
+            }
+            Err(error) => {
+                tracing::error!(step, %error, "no state");
+                let error = error.to_string();
+                Event::StateFailed { step, error }
+            }
+        }
+    }
+
+    fn load(&mut self, step: u64, manifest: String) {
+        let (root, config) = (self.root.clone(), self.config.clone());
+        let model = Arc::clone(&self.compute.model);
+        self.acquire(step, async move {
+            if manifest.is_empty() {
+                return Ok(TrainState::init(&config, &model));
+            }
+            checkpoint::load(&root, &manifest, model.table()).await
+        });
+    }
+
+    fn copy(&mut self, step: u64, sources: Vec<String>) {
+        let endpoint = Arc::clone(&self.endpoint);
+        let len = self.compute.model.table().elements();
+        self.acquire(step, async move {
+            let sources: Vec<SocketAddr> = sources.iter().filter_map(|s| s.parse().ok()).collect();
+            let tensors = endpoint.copy_state(&sources, step, 3, len).await?;
+            TrainState::from_tensors(step, tensors)
+                .ok_or_else(|| WorkerError::Internal("a copy without its three tensors".into()))
+        });
+    }
+
+    fn export(&self, step: u64) -> Result<(), WorkerError> {
+        let state = self.state_of(step)?;
+        let (root, events) = (self.root.clone(), self.events.clone());
+        let model = Arc::clone(&self.compute.model);
+        let positions = self.config.model.text.positions;
+        tokio::spawn(async move {
+            let table = model.table();
+            let (file, error) = match checkpoint::export(&root, &state, table, positions).await {
+                Ok(file) => (file, String::new()),
+                Err(error) => (String::new(), error.to_string()),
+            };
+            let exported = v1::Exported {
+                step,
+                parameters_sha256: state.parameters_sha256(),
+                optimizer_sha256: state.optimizer_sha256(),
+                file,
+                error,
+            };
+            let _ = events
+                .send(Event::Report(up::Body::Exported(exported)))
+                .await;
+        });
+        Ok(())
+    }
+}
+
+/// The outcome of an init, load or copy.
+struct Arrival {
+    step: u64,
+    result: Result<(Digest, Arc<TrainState>), WorkerError>,
+}
+
+fn optimizer(config: &ValidConfig, model: &ManagerTower) -> AdamW {
+    let entries = model.table().entries().iter();
+    let groups = entries
+        .map(|e| ParamGroup::of(&e.name, e.offset, e.len, e.trained))
+        .collect();
+    AdamW::new(
+        config.optim.clone(),
+        config.run.steps,
+        config.warmup_steps(),
+        groups,
+    )
+}
+
+fn clock_nanos() -> u32 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| d.subsec_nanos())
+}

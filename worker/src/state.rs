@@ -1,0 +1,109 @@
+//! The training state: parameters and both moments as flat f32 vectors in parameter-name order.
+//!
+//! Read-only between two applies, so it is shared by reference: lanes read it, peers copy it,
+//! checkpoints snapshot it. Applying an update makes a copy only if somebody still reads.
+
+use belfry_collective::StateSource;
+use belfry_configs::ValidConfig;
+use belfry_model::ManagerTower;
+use belfry_proto::Digest;
+use sha2::{Digest as _, Sha256};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Parameters, first and second moments, after `step` updates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainState {
+    /// Updates applied.
+    pub step: u64,
+    /// Parameters.
+    pub parameters: Vec<f32>,
+    /// AdamW's first moment.
+    pub exp_avg: Vec<f32>,
+    /// AdamW's second moment.
+    pub exp_avg_sq: Vec<f32>,
+}
+
+impl TrainState {
+    /// The initial state of a run: a function of the seed.
+    pub fn init(config: &ValidConfig, model: &ManagerTower) -> Self {
+        let parameters = model.table().init(config.run.seed);
+        let moments = vec![0.0; parameters.len()];
+        TrainState {
+            step: 0,
+            parameters,
+            exp_avg: moments.clone(),
+            exp_avg_sq: moments,
+        }
+    }
+
+    /// From the three tensors of a peer's copy.
+    pub fn from_tensors(step: u64, tensors: Vec<Vec<f32>>) -> Option<Self> {
+        let [parameters, exp_avg, exp_avg_sq] = <[Vec<f32>; 3]>::try_from(tensors).ok()?;
+        Some(TrainState {
+            step,
+            parameters,
+            exp_avg,
+            exp_avg_sq,
+        })
+    }
+
+    /// The three vectors, in their fixed order.
+    pub fn tensors(&self) -> [&[f32]; 3] {
+        [&self.parameters, &self.exp_avg, &self.exp_avg_sq]
+    }
+
+    /// The digest by which workers agree on a state.
+    pub fn digest(&self) -> Digest {
+        let mut hash = Xxh3::new();
+        hash.update(&self.step.to_le_bytes());
+        for tensor in self.tensors() {
+            each_chunk(tensor, |bytes| hash.update(bytes));
+        }
+        Digest(hash.digest128())
+    }
+
+    /// SHA-256 of the parameters' little-endian bytes in name order.
+    pub fn parameters_sha256(&self) -> String {
+        sha256(&[&self.parameters])
+    }
+
+    /// SHA-256 of both moments' little-endian bytes in name order.
+    pub fn optimizer_sha256(&self) -> String {
+        sha256(&[&self.exp_avg, &self.exp_avg_sq])
+    }
+}
+
+impl StateSource for TrainState {
+    fn step(&self) -> u64 {
+        self.step
+    }
+    fn tensors(&self) -> usize {
+        3
+    }
+    fn tensor(&self, index: usize) -> &[f32] {
+        TrainState::tensors(self)[index]
+    }
+}
+
+fn sha256(tensors: &[&[f32]]) -> String {
+    let mut hash = Sha256::new();
+    for tensor in tensors {
+        each_chunk(tensor, |bytes| hash.update(bytes));
+    }
+    hex(&hash.finalize())
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Little-endian bytes of `values`, a few kilobytes at a time.
+fn each_chunk(values: &[f32], mut sink: impl FnMut(&[u8])) {
+    let mut bytes = Vec::with_capacity(4 * 4096);
+    for chunk in values.chunks(4096) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes()));
+        sink(&bytes);
+    }
+}
