@@ -11,6 +11,8 @@ use anyhow::{Context as _, bail};
 const RESTARTS_MAX: u32 = 20;
 /// Pause before a child is started again, so that a crash at start does not spin.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// Pause before a worker that left by itself is started again.
+const LEFT_PAUSE: Duration = Duration::from_secs(5);
 /// Time that children get to end by themselves.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit code of an error that starting again does not mend.
@@ -147,8 +149,9 @@ impl Children {
             .with_context(|| format!("cannot write {}", file.display()))
     }
 
-    /// Starts again what died; gives up on what cannot be mended.
-    pub fn tend(&mut self) -> anyhow::Result<()> {
+    /// Starts again what died; gives up on what cannot be mended. Returns whether the coordinator
+    /// has ended the run well.
+    pub fn tend(&mut self) -> anyhow::Result<bool> {
         for index in 0..self.running.len() {
             let running = &mut self.running[index];
             let name = running.role.name();
@@ -166,9 +169,12 @@ impl Children {
             };
             running.child = None;
             running.died = Instant::now();
-            // The run's end reaches the launcher by the coordinator's own words.
             if status.success() {
-                running.died += Duration::from_secs(5);
+                if running.role == Role::Coordinator {
+                    return Ok(true);
+                }
+                // Asked to leave, or told that the run is over, which is seen in a moment.
+                running.died += LEFT_PAUSE;
                 continue;
             }
             if status.code() == Some(FATAL) {
@@ -183,7 +189,7 @@ impl Children {
                 );
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The error line that a child left in its log.

@@ -4,8 +4,10 @@
 //! again what dies, shows progress, and ends with one line of JSON on standard output.
 
 mod children;
+mod metrics;
 mod prepare;
 mod progress;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -15,7 +17,11 @@ use clap::Args;
 use shard_tools::store::Root;
 
 use children::Children;
-use progress::Progress;
+use metrics::Metrics;
+use progress::{Ended, Progress};
+
+/// How often children are looked after.
+const TEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Arguments of `belfry run`.
 #[derive(Args)]
@@ -75,16 +81,22 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     std::fs::write(&resolved, config.to_toml())
         .with_context(|| format!("cannot write {}", resolved.display()))?;
     let mut children = Children::start(&resolved, &location, &local, arguments.workers)?;
-    let mut progress = Progress::new(&local, config.run.steps, children.address_file());
+    let mut progress = Progress::new(Metrics::open(&local), config.run.steps);
+    let mut events = watch::watch(children.address_file(), progress.wanted());
+    let mut tending = tokio::time::interval(TEND_INTERVAL);
     let ended = loop {
         tokio::select! {
-            ended = progress.next() => {
-                if let Some(ended) = ended? {
+            biased;
+            Some(event) = events.recv() => {
+                if let Some(ended) = progress.show(event)? {
                     break ended;
                 }
             }
-            _ = tokio::time::sleep(Duration::from_millis(100)) => {
-                children.tend()?;
+            _ = tending.tick() => {
+                if children.tend()? {
+                    let reason = "trained to the last step".to_owned();
+                    break Ended { success: true, reason };
+                }
                 progress.restarts(children.restarts());
             }
             _ = tokio::signal::ctrl_c() => {
@@ -97,10 +109,11 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let peak = children.peak_memory_bytes();
     let restarts = children.restarts();
     children.stop().await;
-    progress.close();
+    let metrics = progress.close();
     if !ended.success {
         bail!("{}", ended.reason);
     }
+    metrics.complete(&root).await?;
     finish(&root, begun, restarts, peak).await
 }
 

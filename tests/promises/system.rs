@@ -1,4 +1,4 @@
-//! The promises, on the real binary: the same bits at any worker count and after any crash; clear
+//! The main loop on the real binary: the same bits at any worker count and after any crash; clear
 //! refusals of bad input. Faults are placed by what the run itself reports, never by sleeping.
 
 use std::fs;

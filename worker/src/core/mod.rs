@@ -7,7 +7,7 @@
 //! applies step s only if s = applied and its own ready for s was given, or if a generation opens
 //! at s + 1 and it holds the reduced gradient of s.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
@@ -105,6 +105,8 @@ pub enum Effect {
     Load { step: u64, manifest: String },
     /// Copy the state of `step` from peers.
     Copy { step: u64, sources: Vec<String> },
+    /// Store these checkpoint parts of the present state.
+    StoreParts { step: u64, parts: Vec<u32> },
     /// Evaluate the present state.
     Evaluate { step: u64 },
     /// Export the present state.
@@ -125,7 +127,7 @@ pub struct Exchange {
     /// Addresses and nodes by rank.
     pub members: Vec<(String, Vec<LaneRange>)>,
     /// The nodes that this worker brings.
-    pub partials: std::collections::BTreeMap<LaneRange, Arc<Vec<f32>>>,
+    pub partials: BTreeMap<LaneRange, Arc<Vec<f32>>>,
 }
 
 /// The reduced gradient of the open step.
@@ -182,6 +184,12 @@ pub struct Core {
     deferred: VecDeque<down::Body>,
     last: bool,
     applying_digest: Option<Digest>,
+    /// Of committed steps that are not known to be durable: a new coordinator asks for them.
+    receipts: BTreeMap<u64, v1::StepRecord>,
+    /// A session stands whose hello waits for the update that is being applied.
+    hello_due: bool,
+    /// Number of the load or copy that was asked for last.
+    request: u64,
 }
 
 impl Core {
@@ -203,6 +211,9 @@ impl Core {
             deferred: VecDeque::new(),
             last: false,
             applying_digest: None,
+            receipts: BTreeMap::new(),
+            hello_due: false,
+            request: 0,
         }
     }
 
@@ -228,8 +239,14 @@ impl Core {
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
+            // What is held is only half true while an update is being applied.
+            Event::LinkUp if self.phase == Phase::Applying => self.hello_due = true,
             Event::LinkUp => effects.push(Effect::Send(up::Body::Hello(self.hello()))),
-            Event::LinkDown => {}
+            Event::LinkDown => {
+                self.hello_due = false;
+                // What the old session still had to say was meant for another past.
+                self.deferred.clear();
+            }
             Event::Message(body) => self.message(body, &mut effects),
             Event::LaneDone {
                 step,
@@ -294,6 +311,10 @@ impl Core {
         !matches!(self.phase, Phase::Empty | Phase::Acquiring(_))
     }
 
+    fn holds(&self, step: u64) -> bool {
+        self.has_state() && self.applied == step
+    }
+
     fn hello(&self) -> v1::Hello {
         let bytes = |digest: Option<Digest>| digest.map(Digest::to_bytes).unwrap_or_default();
         v1::Hello {
@@ -309,6 +330,13 @@ impl Core {
             applied_digest: bytes(self.applied_digest),
             pending_digest: bytes(self.pending.as_ref().map(|p| p.digest)),
             nodes: self.partials.nodes().map(to_node).collect(),
+            receipts: self.receipts.values().cloned().collect(),
+        }
+    }
+
+    fn keep_receipt(&mut self, receipt: Option<v1::StepRecord>) {
+        if let Some(receipt) = receipt {
+            self.receipts.insert(receipt.step, receipt);
         }
     }
 
@@ -330,22 +358,36 @@ impl Core {
             }),
             down::Body::LoadState(m) => {
                 if self.accepts(m.term) {
-                    self.begin_acquiring(m.step, effects);
+                    self.begin_acquiring(m.step, m.request, effects);
+                    self.receipts.clear();
                     let (step, manifest) = (m.step, m.manifest);
                     effects.push(Effect::Load { step, manifest });
                 }
             }
             down::Body::CopyState(m) => {
                 if self.accepts(m.term) {
-                    self.begin_acquiring(m.step, effects);
+                    self.begin_acquiring(m.step, m.request, effects);
+                    self.receipts = m.receipts.into_iter().map(|r| (r.step, r)).collect();
                     let (step, sources) = (m.step, m.sources);
                     effects.push(Effect::Copy { step, sources });
                 }
             }
             down::Body::OpenGeneration(m) => self.open_generation(m, effects),
             down::Body::Commit(m) => self.commit(m, effects),
-            down::Body::Evaluate(m) => effects.push(Effect::Evaluate { step: m.step }),
-            down::Body::Export(m) => effects.push(Effect::Export { step: m.step }),
+            down::Body::StoreParts(m) if self.holds(m.step) => {
+                let (step, parts) = (m.step, m.parts);
+                effects.push(Effect::StoreParts { step, parts });
+            }
+            down::Body::Evaluate(m) if self.holds(m.step) => {
+                effects.push(Effect::Evaluate { step: m.step });
+            }
+            down::Body::Export(m) if self.holds(m.step) => {
+                effects.push(Effect::Export { step: m.step });
+            }
+            down::Body::StoreParts(_) | down::Body::Evaluate(_) | down::Body::Export(_) => {
+                // Asked of a state that is gone: let the coordinator see what is held.
+                effects.push(Effect::Reconnect);
+            }
             down::Body::Finished(m) => effects.push(Effect::Exit {
                 success: m.success,
                 reason: m.reason,
@@ -360,7 +402,8 @@ impl Core {
         current
     }
 
-    fn begin_acquiring(&mut self, step: u64, effects: &mut Vec<Effect>) {
+    fn begin_acquiring(&mut self, step: u64, request: u64, effects: &mut Vec<Effect>) {
+        self.request = request;
         if self.phase == Phase::Reducing {
             effects.push(Effect::AbortReduce);
         }
@@ -377,6 +420,7 @@ impl Core {
             step,
             digest: digest.map(Digest::to_bytes).unwrap_or_default(),
             error,
+            request: self.request,
         }))
     }
 
@@ -390,7 +434,12 @@ impl Core {
     }
 
     fn open_generation(&mut self, m: v1::OpenGeneration, effects: &mut Vec<Effect>) {
-        if !self.accepts(m.term) || m.generation <= self.generation || !self.has_state() {
+        if !self.accepts(m.term) || m.generation <= self.generation {
+            return;
+        }
+        if !self.has_state() {
+            // The coordinator thinks otherwise: let it see what is held.
+            effects.push(Effect::Reconnect);
             return;
         }
         let Some(rank) = m
@@ -418,6 +467,7 @@ impl Core {
             self.proceed(effects);
         } else if m.step == self.applied + 1 && self.pending.is_some() {
             // The step was committed while this worker held its gradient.
+            self.keep_receipt(m.last);
             self.start_apply(Vec::new(), effects);
         } else {
             // Too far behind or ahead to be a member: let the coordinator see what is held.
@@ -549,6 +599,8 @@ impl Core {
             return;
         }
         self.last = m.last;
+        self.keep_receipt(m.receipt);
+        self.receipts = self.receipts.split_off(&m.durable);
         self.start_apply(m.snapshot_parts, effects);
     }
 
@@ -572,6 +624,9 @@ impl Core {
         self.compute_seconds = 0.0;
         self.lanes_done = 0;
         self.phase = Phase::Idle;
+        if std::mem::take(&mut self.hello_due) {
+            effects.push(Effect::Send(up::Body::Hello(self.hello())));
+        }
         effects.push(Effect::Send(up::Body::Applied(v1::Applied {
             generation: self.generation,
             step,
@@ -615,185 +670,4 @@ fn from_node(node: &v1::Node) -> LaneRange {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn worker() -> Core {
-        Core::new(Identity {
-            run_id: "run".into(),
-            worker_id: 7,
-            incarnation: 1,
-            fingerprint: "cpu".into(),
-            data_address: "127.0.0.1:1".into(),
-            lanes: 4,
-        })
-    }
-
-    fn member(worker_id: u64, now: &[(u32, u32)], next: (u32, u32)) -> v1::Member {
-        let node = |&(start, end): &(u32, u32)| v1::Node { start, end };
-        v1::Member {
-            worker_id,
-            data_address: "127.0.0.1:1".into(),
-            nodes_now: now.iter().map(node).collect(),
-            lanes_start: next.0,
-            lanes_end: next.1,
-        }
-    }
-
-    fn generation(generation: u64, step: u64, members: Vec<v1::Member>) -> Event {
-        Event::Message(down::Body::OpenGeneration(v1::OpenGeneration {
-            term: 1,
-            generation,
-            step,
-            members,
-        }))
-    }
-
-    fn commit(generation: u64, step: u64, digest: u128) -> Event {
-        Event::Message(down::Body::Commit(v1::Commit {
-            term: 1,
-            generation,
-            step,
-            sum_digest: Digest(digest).to_bytes(),
-            snapshot_parts: Vec::new(),
-            last: false,
-        }))
-    }
-
-    fn reduced(generation: u64, step: u64, digest: u128) -> Event {
-        Event::Reduced {
-            generation,
-            step,
-            sum: vec![1.0],
-            digest: Digest(digest),
-            finite: true,
-        }
-    }
-
-    fn loaded() -> Core {
-        let mut core = worker();
-        let load = v1::LoadState {
-            term: 1,
-            step: 0,
-            manifest: String::new(),
-        };
-        let effects = core.apply(Event::Message(down::Body::LoadState(load)));
-        assert!(matches!(effects[..], [Effect::Load { step: 0, .. }]));
-        core.apply(Event::StateArrived {
-            step: 0,
-            digest: Digest(5),
-        });
-        core
-    }
-
-    /// Answers compute effects until the exchange starts; returns the lanes computed.
-    fn compute_all(core: &mut Core, mut effects: Vec<Effect>) -> Vec<u32> {
-        let mut computed = Vec::new();
-        while let Some((step, lane)) = effects.iter().find_map(|e| match e {
-            Effect::Compute { step, lane } => Some((*step, *lane)),
-            _ => None,
-        }) {
-            computed.push(lane);
-            effects = core.apply(Event::LaneDone {
-                step,
-                report: v1::LaneReport {
-                    lane,
-                    ..Default::default()
-                },
-                gradient: vec![lane as f32],
-                seconds: 1.0,
-            });
-        }
-        assert!(
-            effects.iter().any(|e| matches!(e, Effect::Reduce(_))),
-            "{effects:?}"
-        );
-        computed
-    }
-
-    #[test]
-    fn a_step_goes_from_lanes_to_commit_to_the_next_lanes() {
-        let mut core = loaded();
-        let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
-        assert_eq!(compute_all(&mut core, opened), [0, 1, 2, 3]);
-        let effects = core.apply(reduced(1, 0, 9));
-        let [Effect::Send(up::Body::Ready(ready))] = &effects[..] else {
-            panic!("{effects:?}")
-        };
-        assert_eq!(ready.lanes.len(), 4);
-        let effects = core.apply(commit(1, 0, 9));
-        assert!(matches!(effects[..], [Effect::Apply { step: 0, .. }]));
-        let effects = core.apply(Event::Applied { step: 0 });
-        assert_eq!(compute_all(&mut core, effects), [0, 1, 2, 3]);
-        assert_eq!(core.heartbeat().step, 1);
-    }
-
-    #[test]
-    fn stale_generations_terms_and_commits_change_nothing() {
-        let mut core = loaded();
-        let opened = core.apply(generation(2, 0, vec![member(7, &[(0, 4)], (0, 4))]));
-        compute_all(&mut core, opened);
-        assert!(
-            core.apply(generation(1, 0, vec![member(7, &[(0, 2)], (0, 2))]))
-                .is_empty()
-        );
-        assert!(core.apply(reduced(1, 0, 9)).is_empty());
-        assert!(core.apply(commit(2, 0, 9)).is_empty(), "not ready yet");
-        core.apply(reduced(2, 0, 9));
-        assert!(core.apply(commit(1, 0, 9)).is_empty());
-        assert!(core.apply(commit(2, 1, 9)).is_empty());
-        assert_eq!(core.apply(commit(2, 0, 9)).len(), 1);
-    }
-
-    #[test]
-    fn a_survivor_keeps_its_nodes_and_computes_only_lost_lanes() {
-        let mut core = loaded();
-        let two = vec![member(7, &[(0, 2)], (0, 2)), member(8, &[(2, 4)], (2, 4))];
-        let opened = core.apply(generation(1, 0, two));
-        assert_eq!(compute_all(&mut core, opened), [0, 1]);
-        let trouble = core.apply(Event::ReduceFailed {
-            generation: 1,
-            step: 0,
-            ranks: vec![1],
-            detail: "connection reset".into(),
-        });
-        assert!(matches!(
-            trouble[..],
-            [Effect::Send(up::Body::PeerTrouble(_))]
-        ));
-        let alone = vec![member(7, &[(0, 2), (2, 4)], (0, 4))];
-        let opened = core.apply(generation(2, 0, alone));
-        assert_eq!(compute_all(&mut core, opened), [2, 3]);
-    }
-
-    #[test]
-    fn a_held_gradient_is_applied_when_its_step_was_committed_elsewhere() {
-        let mut core = loaded();
-        let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
-        compute_all(&mut core, opened);
-        core.apply(reduced(1, 0, 9));
-        let effects = core.apply(Event::LinkUp);
-        let [Effect::Send(up::Body::Hello(hello))] = &effects[..] else {
-            panic!("{effects:?}")
-        };
-        assert_eq!(hello.pending_digest, Digest(9).to_bytes());
-        let effects = core.apply(generation(2, 1, vec![member(7, &[(0, 4)], (0, 4))]));
-        assert!(matches!(effects[..], [Effect::Apply { step: 0, .. }]));
-        let effects = core.apply(Event::Applied { step: 0 });
-        assert_eq!(compute_all(&mut core, effects), [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn other_bits_for_the_same_lanes_end_the_worker() {
-        let mut core = loaded();
-        let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
-        compute_all(&mut core, opened);
-        core.apply(reduced(1, 0, 9));
-        core.apply(generation(2, 0, vec![member(7, &[(0, 4)], (0, 4))]));
-        let effects = core.apply(reduced(2, 0, 10));
-        let told = effects
-            .iter()
-            .any(|e| matches!(e, Effect::Send(up::Body::Fatal(_))));
-        assert!(told, "{effects:?}");
-    }
-}
+mod tests;

@@ -1,0 +1,5 @@
+//! The promises, each a test, on the real binary and on the real cores. One test binary: each would
+//! link the whole of Belfry.
+
+mod simulation;
+mod system;
