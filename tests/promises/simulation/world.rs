@@ -551,7 +551,11 @@ impl World {
             return;
         };
         for effect in core.apply(event) {
+            let last = matches!(effect, work::Effect::Exit { .. });
             self.work(worker, effect);
+            if last {
+                break;
+            }
         }
     }
 
