@@ -1,5 +1,6 @@
 //! `belfry`: one binary, its roles are subcommands.
 
+mod files;
 mod roles;
 mod run;
 
@@ -56,10 +57,22 @@ async fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told(&error));
             ExitCode::from(FATAL)
         }
     }
+}
+
+/// The error with its causes, but for those that it tells itself.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text = text + separator + &cause;
+        }
+    }
+    text
 }
 
 fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use crate::files::replace;
+
 /// Restarts of one child before the run is given up.
 const RESTARTS_MAX: u32 = 20;
 /// Pause before a child is started again, so that a crash at start does not spin.
@@ -142,11 +144,7 @@ impl Children {
             Some(serde_json::json!({"role": r.role.name(), "pid": pid, "restarts": r.restarts}))
         });
         let text = serde_json::Value::Array(children.collect()).to_string();
-        let file = self.local.join("run.pids.json");
-        let unfinished = file.with_extension("part");
-        std::fs::write(&unfinished, text)?;
-        std::fs::rename(&unfinished, &file)
-            .with_context(|| format!("cannot write {}", file.display()))
+        replace(&self.local.join("run.pids.json"), &text)
     }
 
     /// Starts again what died; gives up on what cannot be mended. Returns whether the coordinator

@@ -11,6 +11,8 @@ use belfry_proto::v1;
 use serde_json::Value;
 use shard_tools::store::Root;
 
+use crate::files::replace;
+
 /// The file, and how far it goes.
 pub struct Metrics {
     path: PathBuf,
@@ -64,10 +66,7 @@ impl Metrics {
             return Ok(());
         }
         let whole: Vec<String> = lines.into_values().collect();
-        let unfinished = self.path.with_extension("part");
-        std::fs::write(&unfinished, whole.join("\n") + "\n")
-            .and_then(|()| std::fs::rename(&unfinished, &self.path))
-            .with_context(|| format!("cannot write {}", self.path.display()))
+        replace(&self.path, &(whole.join("\n") + "\n"))
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use shard_tools::manifest::sha256;
 use shard_tools::store::Root;
 
 use children::Children;
@@ -34,6 +35,10 @@ pub struct RunArguments {
     /// Folder or s3:// URL for checkpoints, ledger and export; default runs/NAME.
     #[arg(long)]
     root: Option<String>,
+    /// Folder for this machine's logs, cache and metrics; default: the root where that is a folder,
+    /// else runs/NAME-HASH.
+    #[arg(long)]
+    local: Option<PathBuf>,
     /// Override a key, for instance --set run.steps=20; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -60,13 +65,18 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
             arguments.workers
         );
     }
-    let local = PathBuf::from("runs").join(&config.run.name);
+    let runs = PathBuf::from("runs");
     let location = arguments
         .root
         .clone()
-        .unwrap_or_else(|| local.display().to_string());
+        .unwrap_or_else(|| runs.join(&config.run.name).display().to_string());
     let root = Root::open(&location)?;
-    let local = root.local_folder().unwrap_or(local);
+    let local = arguments.local.clone().or_else(|| root.local_folder());
+    // Two runs of one name under different URLs must not share their logs.
+    let local = local.unwrap_or_else(|| {
+        let hash = sha256(root.to_string().as_bytes());
+        runs.join(format!("{}-{}", config.run.name, &hash[..8]))
+    });
     std::fs::create_dir_all(local.join("logs"))
         .with_context(|| format!("cannot make {}", local.join("logs").display()))?;
 

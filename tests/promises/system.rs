@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::s3_server::{self, S3Server};
+
 /// A tiny run takes seconds; this is for a machine that is busy with something else.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -23,21 +25,26 @@ struct Run {
     root: String,
     local: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Run {
     fn in_folder(folder: &Path) -> Self {
-        let data = folder.join("data");
+        let place = |name: &str| folder.join(name).display().to_string();
+        Run::with(place, folder.join("run"))
+    }
+
+    /// Data and run where `place` says; logs and metrics in `local`.
+    fn with(place: impl Fn(&str) -> String, local: PathBuf) -> Self {
         let set = |key: &str, value: String| ["--set".to_owned(), format!("{key}={value}")];
-        let path = |name: &str| data.join(name).display().to_string();
         let mut arguments = vec!["run".to_owned(), "configs/tiny.toml".to_owned()];
-        arguments.extend(set("data.train", path("train")));
-        arguments.extend(set("data.validation", path("validation")));
-        let local = folder.join("run");
+        arguments.extend(set("data.train", place("data/train")));
+        arguments.extend(set("data.validation", place("data/validation")));
         Run {
-            root: local.display().to_string(),
+            root: place("run"),
             local,
             arguments,
+            environment: Vec::new(),
         }
     }
 
@@ -47,6 +54,9 @@ impl Run {
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .args(&self.arguments)
             .args(["--workers", &workers.to_string(), "--root", &self.root])
+            .arg("--local")
+            .arg(&self.local)
+            .envs(self.environment.iter().cloned())
             .args(more)
             .stdin(Stdio::null());
         command
@@ -97,9 +107,12 @@ impl Run {
     }
 }
 
-struct Outcome {
+pub struct Outcome {
     success: bool,
+    /// Standard error.
     said: String,
+    /// Standard output.
+    printed: String,
     result: Value,
 }
 
@@ -116,8 +129,14 @@ impl Outcome {
             .expect("a count")
     }
 
+    /// What it printed, if it went well.
+    pub fn accepted(self) -> String {
+        assert!(self.success, "{}", self.said);
+        self.printed
+    }
+
     /// A refusal whose words hold all of `parts`.
-    fn refused(&self, parts: &[&str]) {
+    pub fn refused(&self, parts: &[&str]) {
         assert!(!self.success, "must be refused: {}", self.said);
         for part in parts {
             assert!(
@@ -129,8 +148,8 @@ impl Outcome {
     }
 }
 
-fn outcome(output: Output) -> Outcome {
-    let text = String::from_utf8_lossy(&output.stdout);
+pub fn outcome(output: Output) -> Outcome {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let result = text
         .lines()
         .last()
@@ -139,6 +158,7 @@ fn outcome(output: Output) -> Outcome {
         success: output.status.success(),
         said: String::from_utf8_lossy(&output.stderr).into_owned(),
         result: result.unwrap_or(Value::Null),
+        printed: text,
     }
 }
 
@@ -347,4 +367,99 @@ fn a_port_in_use_is_named() {
         .output()
         .expect("starts");
     outcome(output).refused(&[&address, "free the port"]);
+}
+
+/// A file system of one mebibyte, or a loud word that this machine does not allow it.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(folder: &Path, mebibytes: u32) -> Option<Self> {
+        fs::create_dir_all(folder).expect("is made");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
+            .arg(folder)
+            .output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(SmallDisk(folder.to_owned()));
+        }
+        eprintln!("SKIPPED: mounting a small tmpfs needs root; the full disk is not tested");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaves_nothing_that_is_taken_for_whole() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut run = packed(folder.path());
+    // Room for the run file and the journal, not for a checkpoint of ten megabytes.
+    let Some(disk) = SmallDisk::mount(&folder.path().join("small"), 4) else {
+        return;
+    };
+    run.root = disk.0.display().to_string();
+    run.finish(1, &[]).refused(&["no space left"]);
+    let whole = fs::read_dir(disk.0.join("checkpoints"))
+        .into_iter()
+        .flatten();
+    for step in whole.flatten() {
+        assert!(!step.path().join("manifest.json").exists(), "{step:?}");
+    }
+    assert!(!disk.0.join("result.json").exists());
+    let shards = disk.0.join("shards").display().to_string();
+    let output = Command::new(env!("CARGO_BIN_EXE_belfry"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["shards", "pack", "data/stamps", &shards])
+        .output()
+        .expect("starts");
+    outcome(output).refused(&["no space left"]);
+    assert!(!disk.0.join("shards/manifest.json").exists());
+}
+
+#[test]
+fn an_s3_server_gives_the_same_bits_and_names_what_is_wrong_with_it() {
+    let _alone = alone();
+    let Some(server) = S3Server::start() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let reached = |secret: &str| {
+        let mut command = Command::new("true");
+        let envs = server.reach(&mut command, secret).get_envs();
+        let text = |s: &std::ffi::OsStr| s.to_str().expect("is text").to_owned();
+        envs.filter_map(|(k, v)| Some((text(k), text(v?))))
+            .collect::<Vec<_>>()
+    };
+    let on_s3 = |secret: &str, local: &str| {
+        let mut run = Run::with(|name| server.url(name), folder.path().join(local));
+        run.environment = reached(secret);
+        run
+    };
+    on_s3("wrong", "denied").finish(1, &[]).refused(&[
+        "s3://belfry",
+        "access denied",
+        "AWS_SECRET_ACCESS_KEY",
+    ]);
+    let mut nowhere = on_s3(s3_server::SECRET_KEY, "nowhere");
+    nowhere.root = "s3://no-such-bucket/run".into();
+    nowhere
+        .finish(1, &[])
+        .refused(&["s3://no-such-bucket/run", "bucket exists"]);
+
+    let run = on_s3(s3_server::SECRET_KEY, "run");
+    let mut child = run.start(2, &[]);
+    run.await_steps(&mut child, 6);
+    kill(run.pid("coordinator"));
+    kill(run.pid("worker-0"));
+    let outcome = outcome(child.wait_with_output().expect("ends"));
+    assert_eq!(outcome.hashes(), *undisturbed());
+    assert!(outcome.restarts() >= 2, "both faults fired");
+    run.finish(1, &[]).refused(&["already holds a run"]);
+    let again = run.finish(1, &["--resume"]);
+    assert_eq!(again.hashes(), *undisturbed());
 }

@@ -4,6 +4,9 @@
 //! A failure prints its seed; `BELFRY_SEED=…` runs that one alone with its log, `BELFRY_SEEDS=…`
 //! runs so many.
 
+mod arithmetic;
+mod coordinator;
+mod workers;
 mod world;
 
 use world::{Fault, Sizes, World};
