@@ -9,6 +9,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Trains ManagerTower on many machines: the same bits at any worker count and after any crash.
 #[derive(Parser)]
 #[command(version, about)]
