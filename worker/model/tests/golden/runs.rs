@@ -1,0 +1,376 @@
+//! A training case through our model: its inputs as batches, and what comes out.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use belfry_configs::Task;
+use belfry_model::{
+    ClassifyBatch, Company, Device, Draws, Group, GroupError, Labels, ManagerTower, Negatives,
+    PretrainBatch, RetrievalBatch, Trace, Weights, add_rows,
+};
+
+use crate::arrays::Array;
+use crate::cases::Case;
+
+/// Losses by the authors' names.
+pub type Losses = BTreeMap<&'static str, f64>;
+
+/// What a run is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// Losses and every intermediate tensor.
+    Trace,
+    /// Losses alone.
+    Evaluate,
+    /// Losses and the gradient.
+    Gradient,
+}
+
+/// What came out: losses and traces of every micro-batch or process, and the mean gradient.
+#[derive(Default)]
+pub struct Outcome {
+    pub losses: Vec<Losses>,
+    pub traces: Vec<Trace>,
+    pub gradient: Vec<f32>,
+}
+
+impl Outcome {
+    /// The mean over micro-batches of the sum of losses.
+    pub fn total(&self) -> f64 {
+        let sums = self
+            .losses
+            .iter()
+            .map(|losses| losses.values().sum::<f64>());
+        sums.sum::<f64>() / self.losses.len() as f64
+    }
+}
+
+/// Runs a case with the given weights.
+pub fn run(case: &Case, tower: &ManagerTower, params: &[f32], ask: Ask) -> Outcome {
+    let device = match ask {
+        Ask::Gradient => Device::flex().autodiff(),
+        _ => Device::flex(),
+    };
+    let weights = Weights::load(tower.table(), params, &device).unwrap();
+    let noise = case.noise();
+    let draws = if case.has_noise() {
+        Draws::Noise(&noise)
+    } else {
+        Draws::Off
+    };
+    let one = Runner {
+        case,
+        tower,
+        weights,
+        draws,
+        ask,
+    };
+    let mut outcome = match case.task() {
+        Task::Pretrain => one.pretrain(),
+        Task::Vqa | Task::SnliVe | Task::Nlvr2 => one.classify(),
+        Task::Retrieval | Task::PretrainItc => one.retrieve(),
+    };
+    let count = outcome.losses.len() as f32;
+    outcome.gradient.iter_mut().for_each(|g| *g /= count);
+    outcome
+}
+
+struct Runner<'a> {
+    case: &'a Case,
+    tower: &'a ManagerTower,
+    weights: Weights,
+    draws: Draws<'a>,
+    ask: Ask,
+}
+
+impl Runner<'_> {
+    fn field(&self, prefix: &str, name: &str) -> &Array {
+        let key = format!("{prefix}{name}");
+        let field = self.case.io.get(&key);
+        field.unwrap_or_else(|| panic!("{}: no `{key}`", self.case.name))
+    }
+
+    fn zeros(&self) -> Vec<f32> {
+        vec![0.0; self.tower.table().elements()]
+    }
+
+    fn pretrain(&self) -> Outcome {
+        let batch = self.pretrain_batch();
+        let (tower, weights) = (self.tower, &self.weights);
+        let mut outcome = Outcome::default();
+        let reports = match self.ask {
+            Ask::Evaluate => tower.pretrain_evaluate(weights, &batch).unwrap(),
+            Ask::Trace => {
+                let (reports, trace) = tower.pretrain_trace(weights, &batch, self.draws).unwrap();
+                outcome.traces.push(trace);
+                reports
+            }
+            Ask::Gradient => {
+                outcome.gradient = self.zeros();
+                let gradient = &mut outcome.gradient;
+                tower
+                    .pretrain_gradient(weights, &batch, self.draws, gradient)
+                    .unwrap()
+            }
+        };
+        let losses = |r: &belfry_model::MicroBatchReport| {
+            Losses::from([("mlm_loss", r.mlm_loss), ("itm_loss", r.itm_loss)])
+        };
+        outcome.losses = reports.iter().map(losses).collect();
+        outcome
+    }
+
+    fn pretrain_batch(&self) -> PretrainBatch {
+        let prefixes = self.case.prefixes();
+        let mut batch = PretrainBatch {
+            micro_batches: prefixes.len(),
+            ..PretrainBatch::default()
+        };
+        for prefix in prefixes {
+            let field = |name: &str| self.field(&prefix, name);
+            let labels = field("rand/itm_labels").i32();
+            let (images, others) = (field("in/image").f32(), field("in/false_image_0").f32());
+            let size = images.len() / labels.len();
+            for (row, label) in labels.iter().enumerate() {
+                let from = if *label == 1 { &images } else { &others };
+                batch
+                    .itm_images
+                    .extend_from_slice(&from[row * size..(row + 1) * size]);
+            }
+            batch.pairs = labels.len();
+            batch.text_len = field("in/text_ids").shape[1];
+            batch.itm_labels.extend(labels);
+            batch.images.extend(images);
+            batch.masked_ids.extend(field("in/text_ids_mlm").i32());
+            batch.ids.extend(field("in/text_ids").i32());
+            batch.mlm_labels.extend(field("in/text_labels_mlm").i32());
+            batch.text_mask.extend(field("in/text_masks").f32());
+        }
+        batch
+    }
+
+    fn classify(&self) -> Outcome {
+        let (batch, loss_name) = self.classify_batch();
+        let (tower, weights) = (self.tower, &self.weights);
+        let mut outcome = Outcome::default();
+        let reports = match self.ask {
+            Ask::Evaluate => tower.classify_evaluate(weights, &batch).unwrap(),
+            Ask::Trace => {
+                let (reports, trace) = tower.classify_trace(weights, &batch, self.draws).unwrap();
+                outcome.traces.push(trace);
+                reports
+            }
+            Ask::Gradient => {
+                outcome.gradient = self.zeros();
+                let gradient = &mut outcome.gradient;
+                tower
+                    .classify_gradient(weights, &batch, self.draws, gradient)
+                    .unwrap()
+            }
+        };
+        outcome.losses = reports
+            .iter()
+            .map(|r| Losses::from([(loss_name, r.loss)]))
+            .collect();
+        outcome
+    }
+
+    fn classify_batch(&self) -> (ClassifyBatch, &'static str) {
+        let field = |name: &str| self.field("", name);
+        let [pairs, text_len] = field("in/text_ids").shape[..] else {
+            panic!("{}: texts are no matrix", self.case.name)
+        };
+        let classes = |name: &str| Labels::Classes(field(name).i32());
+        let (images, labels, loss): (&[&str], _, _) = match self.case.task() {
+            Task::Nlvr2 => (
+                &["in/image_0", "in/image_1"],
+                classes("in/answers"),
+                "nlvr2_loss",
+            ),
+            Task::SnliVe => (&["in/image"], classes("in/labels"), "snli_loss"),
+            _ => (
+                &["in/image"],
+                Labels::Scores(field("in/vqa_targets").f32()),
+                "vqa_loss",
+            ),
+        };
+        let batch = ClassifyBatch {
+            micro_batches: 1,
+            pairs,
+            text_len,
+            ids: field("in/text_ids").i32(),
+            text_mask: field("in/text_masks").f32(),
+            images: images.iter().map(|name| field(name).f32()).collect(),
+            labels,
+        };
+        (batch, loss)
+    }
+
+    /// Every process on a thread of its own.
+    fn retrieve(&self) -> Outcome {
+        let prefixes = self.case.prefixes();
+        let pairs = self.field(&prefixes[0], "in/text_ids").shape[0];
+        let images: Vec<u64> = prefixes
+            .iter()
+            .flat_map(|prefix| self.images(prefix, pairs))
+            .collect();
+        let members = Member::group(prefixes.len(), pairs, &images);
+        let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+            let threads = prefixes.iter().zip(members);
+            let threads: Vec<_> = threads
+                .map(|(prefix, member)| scope.spawn(move || self.retrieve_one(prefix, member)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let mut all = Outcome::default();
+        for one in outcomes {
+            all.losses.extend(one.losses);
+            all.traces.extend(one.traces);
+            if all.gradient.is_empty() {
+                all.gradient = one.gradient;
+            } else {
+                all.gradient
+                    .iter_mut()
+                    .zip(one.gradient)
+                    .for_each(|(sum, g)| *sum += g);
+            }
+        }
+        all
+    }
+
+    /// The pre-training variant knows no image twice.
+    fn images(&self, prefix: &str, pairs: usize) -> Vec<u64> {
+        match self.case.io.get(&format!("{prefix}in/img_index")) {
+            Some(images) => images.values.iter().map(|v| *v as u64).collect(),
+            None => (0..pairs as u64).collect(),
+        }
+    }
+
+    fn retrieve_one(&self, prefix: &str, mut member: Member) -> Outcome {
+        let field = |name: &str| self.field(prefix, name);
+        let words = self.case.task() == Task::PretrainItc;
+        let masked = |name: &str| if words { field(name).i32() } else { Vec::new() };
+        let batch = RetrievalBatch {
+            pairs: field("in/text_ids").shape[0],
+            text_len: field("in/text_ids").shape[1],
+            ids: field("in/text_ids").i32(),
+            text_mask: field("in/text_masks").f32(),
+            images: field("in/image").f32(),
+            masked_ids: masked("in/text_ids_mlm"),
+            mlm_labels: masked("in/text_labels_mlm"),
+        };
+        let images = field("rand/neg_image_for_text").usize();
+        let texts = field("rand/neg_text_for_image").usize();
+        let company = Company {
+            group: &mut member,
+            negatives: Negatives::Given {
+                images: &images,
+                texts: &texts,
+            },
+        };
+        let (tower, weights) = (self.tower, &self.weights);
+        let mut outcome = Outcome::default();
+        let report = match self.ask {
+            Ask::Evaluate => tower.retrieve_evaluate(weights, &batch, company).unwrap(),
+            Ask::Trace => {
+                let found = tower.retrieve_trace(weights, &batch, self.draws, company);
+                let (report, trace) = found.unwrap();
+                outcome.traces.push(trace);
+                report
+            }
+            Ask::Gradient => {
+                outcome.gradient = self.zeros();
+                let gradient = &mut outcome.gradient;
+                let found = tower.retrieve_gradient(weights, &batch, self.draws, company, gradient);
+                found.unwrap()
+            }
+        };
+        let mut losses =
+            Losses::from([("itc_loss", report.itc_loss), ("itm_loss", report.itm_loss)]);
+        if words {
+            losses.insert("mlm_loss", report.mlm_loss);
+        }
+        outcome.losses.push(losses);
+        outcome
+    }
+}
+
+/// Rows or gradients under way, with the places that they are of.
+type Message = (Vec<f32>, Vec<usize>);
+
+/// One process of a contrastive group; the others are on other threads. A member that dies takes
+/// its channels with it, so nobody waits for it.
+struct Member {
+    images: Vec<u64>,
+    rank: usize,
+    pairs: usize,
+    to: Vec<Sender<Message>>,
+    from: Vec<Receiver<Message>>,
+}
+
+impl Member {
+    fn group(members: usize, pairs: usize, images: &[u64]) -> Vec<Member> {
+        let member = |rank| Member {
+            images: images.to_vec(),
+            rank,
+            pairs,
+            to: Vec::new(),
+            from: Vec::new(),
+        };
+        let mut group: Vec<Member> = (0..members).map(member).collect();
+        for to in 0..members {
+            for from in 0..members {
+                let (sender, receiver) = channel();
+                group[from].to.push(sender);
+                group[to].from.push(receiver);
+            }
+        }
+        group
+    }
+
+    fn exchange(&self, message: Message) -> Result<Vec<Message>, GroupError> {
+        for to in &self.to {
+            to.send(message.clone())?;
+        }
+        let received = self.from.iter().map(|from| from.recv());
+        Ok(received.collect::<Result<Vec<Message>, _>>()?)
+    }
+}
+
+impl Group for Member {
+    fn images(&self) -> &[u64] {
+        &self.images
+    }
+
+    fn first(&self) -> usize {
+        self.rank * self.pairs
+    }
+
+    fn fetch(
+        &mut self,
+        own: &[f32],
+        width: usize,
+        wanted: &[usize],
+    ) -> Result<Vec<f32>, GroupError> {
+        let parts = self.exchange((own.to_vec(), Vec::new()))?;
+        let all: Vec<f32> = parts.into_iter().flat_map(|(rows, _)| rows).collect();
+        let row = |place: &usize| &all[place * width..][..width];
+        Ok(wanted.iter().flat_map(row).copied().collect())
+    }
+
+    fn give_back(
+        &mut self,
+        gradient: &[f32],
+        width: usize,
+        wanted: &[usize],
+    ) -> Result<Vec<f32>, GroupError> {
+        let mut sum = vec![0.0; self.images.len() * width];
+        for (rows, places) in self.exchange((gradient.to_vec(), wanted.to_vec()))? {
+            add_rows(&mut sum, &rows, width, &places);
+        }
+        Ok(sum[self.first() * width..][..self.pairs * width].to_vec())
+    }
+}
