@@ -24,16 +24,7 @@ pub fn check(case: &Case, ours: &Outcome, reached: &mut Reached) {
         if wanted.ends_with("_loss") {
             continue;
         }
-        // Micro-batches of one device batch share one trace, in which they are not told apart.
-        let trace = match (ours.traces.len(), prefixes.len()) {
-            (1, 1) => &ours.traces[0],
-            (n, m) if n == m => &ours.traces[place],
-            _ => {
-                reached.failures.push(format!("{name}: not understood"));
-                continue;
-            }
-        };
-        match find(case, trace, wanted, theirs) {
+        match find(case, &prefixes[place], &ours.traces[place], wanted, theirs) {
             Some(error) => reached.output(wanted, error),
             None => reached.failures.push(format!("{name}: not understood")),
         }
@@ -41,9 +32,9 @@ pub fn check(case: &Case, ours: &Outcome, reached: &mut Reached) {
 }
 
 /// The error of the record that the authors call `wanted`.
-fn find(case: &Case, trace: &Trace, wanted: &str, theirs: &Array) -> Option<f64> {
+fn find(case: &Case, prefix: &str, trace: &Trace, wanted: &str, theirs: &Array) -> Option<f64> {
     if let Some(task) = wanted.strip_suffix("_labels") {
-        return labels(case, task, theirs);
+        return labels(case, prefix, task, theirs);
     }
     if let Some(task) = wanted.strip_suffix("_logits") {
         let ends = [format!("{task}_score"), format!("{task}_classifier")];
@@ -71,16 +62,18 @@ fn find(case: &Case, trace: &Trace, wanted: &str, theirs: &Array) -> Option<f64>
     if stem == "image_ln_post" {
         // Ours count all of the tower's layers, theirs those that were looked at.
         let all = stack();
+        let last = |count: usize| Some(&all[all.len().checked_sub(count)?..]);
         if theirs.shape.len() == 4 {
-            return compare_stack(&all, theirs);
+            let count = theirs.values.len() / all.first()?.values.len();
+            return compare_stack(last(count)?, theirs);
         }
         let theirs_in_pass = case
             .io
             .keys()
-            .filter(|key| key.ends_with_index(pass, stem))
+            .filter(|key| key.starts_with(prefix) && is_indexed(key, pass, stem))
             .count();
-        let first = all.len().checked_sub(theirs_in_pass)?;
-        return compare(all.get(first + index.parse::<usize>().ok()?)?, theirs);
+        let index: usize = index.parse().ok()?;
+        return compare(last(theirs_in_pass)?.get(index)?, theirs);
     }
     match named(name) {
         Some(record) if record.shape.len() == theirs.shape.len() => compare(record, theirs),
@@ -89,21 +82,11 @@ fn find(case: &Case, trace: &Trace, wanted: &str, theirs: &Array) -> Option<f64>
     }
 }
 
-trait Indexed {
-    /// Whether this is `…out/PASS/STEM.INDEX`.
-    fn ends_with_index(&self, pass: &str, stem: &str) -> bool;
-}
-
-impl Indexed for String {
-    fn ends_with_index(&self, pass: &str, stem: &str) -> bool {
-        let end = self.rsplit_once("out/").map(|(_, end)| end);
-        let index = end.and_then(|end| {
-            end.strip_prefix(pass)?
-                .strip_prefix('/')?
-                .strip_prefix(stem)
-        });
-        index.is_some_and(|index| index.starts_with('.'))
-    }
+/// Whether a key is `…out/PASS/STEM.INDEX`.
+fn is_indexed(key: &str, pass: &str, stem: &str) -> bool {
+    let end = format!("out/{pass}/{stem}");
+    key.rsplit_once('.')
+        .is_some_and(|(stem, _)| stem.ends_with(&end))
 }
 
 fn by_pass<'a>(trace: &'a Trace, pass: &str, name: &str) -> Option<&'a Record> {
@@ -147,9 +130,13 @@ fn class_targets(ours: &Record, theirs: &Array) -> Option<f64> {
 }
 
 /// Labels are inputs or constants of the task; ours were made from the same files.
-fn labels(case: &Case, task: &str, theirs: &Array) -> Option<f64> {
+fn labels(case: &Case, prefix: &str, task: &str, theirs: &Array) -> Option<f64> {
     let rows = theirs.values.len();
-    let input = |name: &str| case.io.get(name).map(|a| a.values.clone());
+    let input = |name: &str| {
+        case.io
+            .get(&format!("{prefix}{name}"))
+            .map(|a| a.values.clone())
+    };
     let ours = match task {
         "mlm" => input("in/text_labels_mlm"),
         "snli" => input("in/labels"),

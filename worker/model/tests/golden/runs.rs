@@ -5,8 +5,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use belfry_configs::Task;
 use belfry_model::{
-    ClassifyBatch, Company, Device, Draws, Group, GroupError, Labels, ManagerTower, Negatives,
-    PretrainBatch, RetrievalBatch, Trace, Weights, add_rows,
+    ClassifyBatch, Company, Device, Draws, Group, GroupError, Labels, ManagerTower,
+    MicroBatchReport, Negatives, PretrainBatch, RetrievalBatch, Trace, Weights, add_rows,
 };
 
 use crate::arrays::Array;
@@ -94,40 +94,52 @@ impl Runner<'_> {
         vec![0.0; self.tower.table().elements()]
     }
 
+    /// The case's micro-batches in device batches: all in one, but each alone where its tensors are
+    /// shown.
+    fn device_batches(&self) -> Vec<Vec<String>> {
+        let prefixes = self.case.prefixes();
+        match self.ask {
+            Ask::Trace => prefixes.into_iter().map(|prefix| vec![prefix]).collect(),
+            _ => vec![prefixes],
+        }
+    }
+
     fn pretrain(&self) -> Outcome {
-        let batch = self.pretrain_batch();
-        let (tower, weights) = (self.tower, &self.weights);
-        let mut outcome = Outcome::default();
-        let reports = match self.ask {
-            Ask::Evaluate => tower.pretrain_evaluate(weights, &batch).unwrap(),
-            Ask::Trace => {
-                let (reports, trace) = tower.pretrain_trace(weights, &batch, self.draws).unwrap();
-                outcome.traces.push(trace);
-                reports
-            }
-            Ask::Gradient => {
-                outcome.gradient = self.zeros();
-                let gradient = &mut outcome.gradient;
-                tower
-                    .pretrain_gradient(weights, &batch, self.draws, gradient)
-                    .unwrap()
-            }
+        let mut outcome = Outcome {
+            gradient: self.zeros(),
+            ..Outcome::default()
         };
-        let losses = |r: &belfry_model::MicroBatchReport| {
-            Losses::from([("mlm_loss", r.mlm_loss), ("itm_loss", r.itm_loss)])
-        };
-        outcome.losses = reports.iter().map(losses).collect();
+        let (tower, weights, draws) = (self.tower, &self.weights, self.draws);
+        for prefixes in self.device_batches() {
+            let batch = self.pretrain_batch(&prefixes);
+            let reports = match self.ask {
+                Ask::Evaluate => tower.pretrain_evaluate(weights, &batch).unwrap(),
+                Ask::Trace => {
+                    let (reports, trace) = tower.pretrain_trace(weights, &batch, draws).unwrap();
+                    outcome.traces.push(trace);
+                    reports
+                }
+                Ask::Gradient => {
+                    let gradient = &mut outcome.gradient;
+                    let reports = tower.pretrain_gradient(weights, &batch, draws, gradient);
+                    reports.unwrap()
+                }
+            };
+            let losses = |r: &MicroBatchReport| {
+                Losses::from([("mlm_loss", r.mlm_loss), ("itm_loss", r.itm_loss)])
+            };
+            outcome.losses.extend(reports.iter().map(losses));
+        }
         outcome
     }
 
-    fn pretrain_batch(&self) -> PretrainBatch {
-        let prefixes = self.case.prefixes();
+    fn pretrain_batch(&self, prefixes: &[String]) -> PretrainBatch {
         let mut batch = PretrainBatch {
             micro_batches: prefixes.len(),
             ..PretrainBatch::default()
         };
         for prefix in prefixes {
-            let field = |name: &str| self.field(&prefix, name);
+            let field = |name: &str| self.field(prefix, name);
             let labels = field("rand/itm_labels").i32();
             let (images, others) = (field("in/image").f32(), field("in/false_image_0").f32());
             let size = images.len() / labels.len();
@@ -150,92 +162,89 @@ impl Runner<'_> {
     }
 
     fn classify(&self) -> Outcome {
-        let (batch, loss_name) = self.classify_batch();
-        let (tower, weights) = (self.tower, &self.weights);
-        let mut outcome = Outcome::default();
-        let reports = match self.ask {
-            Ask::Evaluate => tower.classify_evaluate(weights, &batch).unwrap(),
-            Ask::Trace => {
-                let (reports, trace) = tower.classify_trace(weights, &batch, self.draws).unwrap();
-                outcome.traces.push(trace);
-                reports
-            }
-            Ask::Gradient => {
-                outcome.gradient = self.zeros();
-                let gradient = &mut outcome.gradient;
-                tower
-                    .classify_gradient(weights, &batch, self.draws, gradient)
-                    .unwrap()
-            }
+        let mut outcome = Outcome {
+            gradient: self.zeros(),
+            ..Outcome::default()
         };
-        outcome.losses = reports
-            .iter()
-            .map(|r| Losses::from([(loss_name, r.loss)]))
-            .collect();
+        let loss_name = match self.case.task() {
+            Task::Nlvr2 => "nlvr2_loss",
+            Task::SnliVe => "snli_loss",
+            _ => "vqa_loss",
+        };
+        let (tower, weights, draws) = (self.tower, &self.weights, self.draws);
+        for prefixes in self.device_batches() {
+            let batch = self.classify_batch(&prefixes);
+            let reports = match self.ask {
+                Ask::Evaluate => tower.classify_evaluate(weights, &batch).unwrap(),
+                Ask::Trace => {
+                    let (reports, trace) = tower.classify_trace(weights, &batch, draws).unwrap();
+                    outcome.traces.push(trace);
+                    reports
+                }
+                Ask::Gradient => {
+                    let gradient = &mut outcome.gradient;
+                    let reports = tower.classify_gradient(weights, &batch, draws, gradient);
+                    reports.unwrap()
+                }
+            };
+            let losses = reports.iter().map(|r| Losses::from([(loss_name, r.loss)]));
+            outcome.losses.extend(losses);
+        }
         outcome
     }
 
-    fn classify_batch(&self) -> (ClassifyBatch, &'static str) {
-        let field = |name: &str| self.field("", name);
-        let [pairs, text_len] = field("in/text_ids").shape[..] else {
-            panic!("{}: texts are no matrix", self.case.name)
+    fn classify_batch(&self, prefixes: &[String]) -> ClassifyBatch {
+        let (images, label): (&[&str], _) = match self.case.task() {
+            Task::Nlvr2 => (&["in/image_0", "in/image_1"], "in/answers"),
+            Task::SnliVe => (&["in/image"], "in/labels"),
+            _ => (&["in/image"], "in/vqa_targets"),
         };
-        let classes = |name: &str| Labels::Classes(field(name).i32());
-        let (images, labels, loss): (&[&str], _, _) = match self.case.task() {
-            Task::Nlvr2 => (
-                &["in/image_0", "in/image_1"],
-                classes("in/answers"),
-                "nlvr2_loss",
-            ),
-            Task::SnliVe => (&["in/image"], classes("in/labels"), "snli_loss"),
-            _ => (
-                &["in/image"],
-                Labels::Scores(field("in/vqa_targets").f32()),
-                "vqa_loss",
-            ),
+        let all = |name: &str| -> Vec<f32> {
+            let fields = prefixes.iter().map(|prefix| self.field(prefix, name));
+            fields.flat_map(Array::f32).collect()
         };
-        let batch = ClassifyBatch {
-            micro_batches: 1,
-            pairs,
-            text_len,
-            ids: field("in/text_ids").i32(),
-            text_mask: field("in/text_masks").f32(),
-            images: images.iter().map(|name| field(name).f32()).collect(),
-            labels,
-        };
-        (batch, loss)
+        let integers = |name: &str| all(name).into_iter().map(|v| v as i32).collect();
+        let first = self.field(&prefixes[0], "in/text_ids");
+        ClassifyBatch {
+            micro_batches: prefixes.len(),
+            pairs: first.shape[0],
+            text_len: first.shape[1],
+            ids: integers("in/text_ids"),
+            text_mask: all("in/text_masks"),
+            images: images.iter().map(|name| all(name)).collect(),
+            labels: match self.case.task() {
+                Task::Vqa => Labels::Scores(all(label)),
+                _ => Labels::Classes(integers(label)),
+            },
+        }
     }
 
-    /// Every process on a thread of its own.
+    /// Processes see each other, each on a thread of its own; micro-batches do not.
     fn retrieve(&self) -> Outcome {
         let prefixes = self.case.prefixes();
         let pairs = self.field(&prefixes[0], "in/text_ids").shape[0];
-        let images: Vec<u64> = prefixes
-            .iter()
-            .flat_map(|prefix| self.images(prefix, pairs))
-            .collect();
-        let members = Member::group(prefixes.len(), pairs, &images);
-        let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
-            let threads = prefixes.iter().zip(members);
-            let threads: Vec<_> = threads
-                .map(|(prefix, member)| scope.spawn(move || self.retrieve_one(prefix, member)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .collect()
-        });
-        let mut all = Outcome::default();
-        for one in outcomes {
-            all.losses.extend(one.losses);
-            all.traces.extend(one.traces);
-            if all.gradient.is_empty() {
-                all.gradient = one.gradient;
-            } else {
-                all.gradient
-                    .iter_mut()
-                    .zip(one.gradient)
-                    .for_each(|(sum, g)| *sum += g);
+        let together = prefixes[0].starts_with("rank");
+        let groups = prefixes.chunks(if together { prefixes.len() } else { 1 });
+        let mut all = Outcome {
+            gradient: self.zeros(),
+            ..Outcome::default()
+        };
+        for group in groups {
+            let images = group.iter().flat_map(|prefix| self.images(prefix, pairs));
+            let members = Member::group(group.len(), pairs, &images.collect::<Vec<u64>>());
+            let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+                let mut threads = Vec::new();
+                for (prefix, member) in group.iter().zip(members) {
+                    threads.push(scope.spawn(move || self.retrieve_one(prefix, member)));
+                }
+                let joined = threads.into_iter().map(|thread| thread.join().unwrap());
+                joined.collect()
+            });
+            for one in outcomes {
+                all.losses.extend(one.losses);
+                all.traces.extend(one.traces);
+                let sums = all.gradient.iter_mut().zip(one.gradient);
+                sums.for_each(|(sum, g)| *sum += g);
             }
         }
         all
@@ -262,8 +271,18 @@ impl Runner<'_> {
             masked_ids: masked("in/text_ids_mlm"),
             mlm_labels: masked("in/text_labels_mlm"),
         };
-        let images = field("rand/neg_image_for_text").usize();
-        let texts = field("rand/neg_text_for_image").usize();
+        // Where candidates are the own rows, the authors count from the own first one.
+        let global = self.case.json["config"]["gather_global_negative"] == true;
+        let first = if global { 0 } else { member.first() };
+        let negatives = |name: &str| -> Vec<usize> {
+            field(name)
+                .usize()
+                .iter()
+                .map(|place| first + place)
+                .collect()
+        };
+        let images = negatives("rand/neg_image_for_text");
+        let texts = negatives("rand/neg_text_for_image");
         let company = Company {
             group: &mut member,
             negatives: Negatives::Given {
