@@ -107,13 +107,7 @@ impl Aggregation {
     }
 
     /// What cross-modal layer `i` of this stream starts from.
-    fn forward(
-        &self,
-        pass: &Pass,
-        i: usize,
-        experts: &[Tensor<3>],
-        below: Below,
-    ) -> Result<Tensor<3>, ModelError> {
+    fn forward(&self, pass: &Pass, i: usize, experts: &[Tensor<3>], below: Below) -> Tensor<3> {
         match self {
             Aggregation::Managers(managers) => managers[i].forward(pass, experts, below),
             Aggregation::LinkTowers(norms) => {
@@ -122,9 +116,9 @@ impl Aggregation {
                     Some(own) => expert + own.clone(),
                     None => expert,
                 };
-                Ok(norms[i].forward(pass, sum))
+                norms[i].forward(pass, sum)
             }
-            Aggregation::Below => Ok(below.own.last().unwrap_or(&experts[0]).clone()),
+            Aggregation::Below => below.own.last().unwrap_or(&experts[0]).clone(),
         }
     }
 
@@ -205,10 +199,19 @@ impl CrossModal {
         let depth = self.text.layers.len();
         let (mut texts, mut images) = (Vec::new(), Vec::new());
         for i in 0..depth {
-            let x = self.text.enter(pass, i, &text_experts, &texts, &images)?;
-            let y = self.image.enter(pass, i, &image_experts, &images, &texts)?;
-            for (stream, name, tensor) in [(&self.text, "text", &x), (&self.image, "image", &y)] {
-                if let Some(name) = stream.aggregation.record_name(name, i) {
+            let below_text = Below {
+                own: &texts,
+                other: &images,
+            };
+            let below_image = Below {
+                own: &images,
+                other: &texts,
+            };
+            let (text, image) = (&self.text.aggregation, &self.image.aggregation);
+            let x = text.forward(pass, i, &text_experts, below_text);
+            let y = image.forward(pass, i, &image_experts, below_image);
+            for (aggregation, stream, tensor) in [(text, "text", &x), (image, "image", &y)] {
+                if let Some(name) = aggregation.record_name(stream, i) {
                     pass.record(&name, tensor)?;
                 }
             }
@@ -231,20 +234,6 @@ impl CrossModal {
         let last = texts.pop().zip(images.pop());
         let (x, y) = last.expect("a cross-modal encoder has at least one layer");
         Ok((x, Some(y)))
-    }
-}
-
-impl Stream {
-    fn enter(
-        &self,
-        pass: &Pass,
-        i: usize,
-        experts: &[Tensor<3>],
-        own: &[Tensor<3>],
-        other: &[Tensor<3>],
-    ) -> Result<Tensor<3>, ModelError> {
-        let below = Below { own, other };
-        self.aggregation.forward(pass, i, experts, below)
     }
 }
 

@@ -9,7 +9,6 @@ mod scores;
 
 use burn::tensor::Tensor;
 
-use crate::error::ModelError;
 use crate::layers::{LayerNorm, normalise};
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::Pass;
@@ -113,12 +112,7 @@ impl Manager {
 
     /// # Shapes
     /// experts (normalised) `[batch, length, hidden]` each → `[batch, length, hidden]`
-    pub fn forward(
-        &self,
-        pass: &Pass,
-        experts: &[Tensor<3>],
-        below: Below,
-    ) -> Result<Tensor<3>, ModelError> {
+    pub fn forward(&self, pass: &Pass, experts: &[Tensor<3>], below: Below) -> Tensor<3> {
         let n = self.sizes.experts;
         let (own_norms, cross_norms) = self.norms.split_at(n);
         let seen = &below.own[below.own.len() - cross_norms.len()..];
@@ -126,18 +120,18 @@ impl Manager {
             Weighting::Joint { rows } => {
                 let all: Vec<Tensor<3>> = experts.iter().cloned().chain(normalised(seen)).collect();
                 let scores = self.rows(pass, *rows, 0, all.len());
-                Ok(self.mix(pass, &all, &self.norms, scores))
+                self.mix(pass, &all, &self.norms, scores)
             }
             Weighting::Split { rows, cross } => {
                 let scores = self.rows(pass, *rows, 0, n);
                 let aggregated = self.mix(pass, experts, own_norms, scores);
                 if seen.is_empty() {
-                    return Ok(aggregated);
+                    return aggregated;
                 }
                 let scores = self.rows(pass, *rows, n, seen.len());
                 let weights = softmax(pass, scores, *cross, false);
                 let crossed: Vec<Tensor<3>> = normalised(seen).collect();
-                Ok(aggregated + weighted(pass, &crossed, cross_norms, weights))
+                aggregated + weighted(pass, &crossed, cross_norms, weights)
             }
             Weighting::Static { rows } => {
                 let cross = norm_last(pass, seen, cross_norms);
@@ -146,10 +140,10 @@ impl Manager {
                 let own = scores.by_ref().take(n).collect();
                 let weight = scores.next();
                 let aggregated = self.mix(pass, experts, own_norms, own);
-                Ok(match cross.zip(weight) {
+                match cross.zip(weight) {
                     Some((cross, weight)) => aggregated + cross * weight,
                     None => aggregated,
-                })
+                }
             }
             Weighting::Adaptive { gate, cross } => {
                 let own = norm_last(pass, seen, cross_norms)
@@ -158,7 +152,7 @@ impl Manager {
                 let scores = gate.scores(pass, &own, other, (experts, own_norms));
                 let weight = pass.weights.vector(*cross);
                 let weight = weight.reshape([1, 1, self.sizes.weight_width()]);
-                Ok(self.mix(pass, experts, own_norms, scores) + own * weight)
+                self.mix(pass, experts, own_norms, scores) + own * weight
             }
         }
     }
