@@ -4,7 +4,8 @@
 use std::ops::Deref;
 
 use crate::layers::ConfigError;
-use crate::run_config::{Manager, ManagerWeight, RunConfig, System};
+use crate::model::{Manager, ManagerWeight, System};
+use crate::run_config::RunConfig;
 
 /// Lanes above this are refused: rank tables and the reduction tree stay small.
 const LANES_MAX: u32 = 4096;

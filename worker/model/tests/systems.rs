@@ -351,6 +351,49 @@ fn contrastive_tasks_have_the_slope_of_their_loss() {
     }
 }
 
+#[test]
+fn threads_change_no_bit_of_any_task() {
+    let with_threads = |threads, run: &(dyn Fn() -> Vec<f32> + Sync)| -> Vec<u32> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let gradient = pool.build().unwrap().install(run);
+        gradient.iter().map(|g| g.to_bits()).collect()
+    };
+    let wide = |task, manager| {
+        let mut model = Model {
+            task,
+            manager,
+            hidden: 256,
+            ..vqa()
+        };
+        (model.text.hidden, model.image.hidden) = (256, 256);
+        model.image.patch = 1;
+        model
+    };
+    let keys = keys(&[10, 11]);
+    for manager in [Manager::SaeSplit, Manager::ConcatAttention] {
+        let model = wide(Task::Nlvr2, manager);
+        let tower = ManagerTower::new(&model, TEXT_LEN).unwrap();
+        let params = tower.table().init(3);
+        let batch = classify_batch(model.task, 1, 2);
+        let run = || classify(&tower, &params, &batch, Draws::Keys(&keys)).0;
+        assert!(
+            with_threads(1, &run) == with_threads(3, &run),
+            "{manager:?}"
+        );
+    }
+    let tower = ManagerTower::new(&wide(Task::Retrieval, Manager::Aaue), TEXT_LEN).unwrap();
+    let params = tower.table().init(3);
+    let batch = retrieval_batch(0, 3, false);
+    let run = || {
+        let company = Company {
+            group: &mut Alone::new(vec![1, 2, 3]),
+            negatives: Negatives::Drawn(keys[0]),
+        };
+        retrieve(&tower, &params, &batch, Draws::Keys(&keys[..1]), company).0
+    };
+    assert!(with_threads(1, &run) == with_threads(3, &run), "retrieval");
+}
+
 /// A part of a group whose other rows are known beforehand: what a lane sees of gathered features.
 struct Part {
     images: Vec<u64>,
