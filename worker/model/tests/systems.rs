@@ -1,37 +1,20 @@
-//! Every system, manager, task and backbone that a configuration can name, at sizes that no golden
-//! file has: gradients are slopes, groups and device batches change nothing, refusals name the key.
+//! Every system, manager, classifier and backbone that a configuration can name, at sizes that no
+//! golden file has: gradients are slopes, device batches and threads change nothing, refusals name
+//! the key.
 
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{
-    Head, ImageKind, Manager, ManagerQuery, ManagerWeight, Model, System, Task, TextKind,
+    ImageKind, Manager, ManagerQuery, ManagerWeight, Model, System, Task, TextKind,
 };
 use belfry_model::{
-    Alone, ClassifyBatch, ClassifyReport, Company, Device, Draws, Group, GroupError, Labels,
-    ManagerTower, ModelError, Negatives, RetrievalBatch, RetrievalReport, Weights, add_rows,
+    ClassifyBatch, ClassifyReport, Device, Draws, Labels, ManagerTower, ModelError, Weights,
 };
 
 mod tiny;
-use tiny::{PAIRS, TEXT_LEN, check_slope, enlarge, images, keys, model, relative, texts};
-
-const ANSWERS: u32 = 5;
-
-fn head() -> Head {
-    Head {
-        answers: ANSWERS,
-        contrastive_hidden: 6,
-        temperature: 0.2,
-        ..Head::default()
-    }
-}
-
-/// A model for a classifier task.
-fn vqa() -> Model {
-    Model {
-        task: Task::Vqa,
-        head: head(),
-        ..model()
-    }
-}
+use tiny::{
+    ANSWERS, PAIRS, TEXT_LEN, check_slope, enlarge, images, keys, relative, texts, uneven, vqa,
+    wide, with_threads,
+};
 
 /// Micro-batches number `seed`, `seed + 1`, … for the model's task.
 fn classify_batch(task: Task, seed: u64, micro_batches: usize) -> ClassifyBatch {
@@ -193,6 +176,25 @@ fn baselines_have_the_slope_of_their_loss() {
 }
 
 #[test]
+fn widths_of_towers_and_encoder_are_independent() {
+    let mut bridge = Model {
+        system: System::BridgeTower,
+        ..vqa()
+    };
+    bridge.text.layers = bridge.image.layers;
+    let meter = Model {
+        system: System::Meter,
+        meter_fusion: true,
+        ..vqa()
+    };
+    for model in [vqa(), bridge, meter] {
+        let model = uneven(model);
+        let what = format!("{:?}, uneven widths", model.system);
+        check_classifier(&what, &model, &["text_transformer", "vit_model"]);
+    }
+}
+
+#[test]
 fn backbones_have_the_slope_of_their_loss() {
     let mut model = vqa();
     model.text.kind = TextKind::Bert;
@@ -270,108 +272,15 @@ fn a_device_batch_of_two_is_two_of_one_up_to_rounding() {
     }
 }
 
-fn retrieval(task: Task) -> ManagerTower {
-    let model = Model { task, ..vqa() };
-    ManagerTower::new(&model, TEXT_LEN).unwrap()
-}
-
-/// Rows `first..first + pairs` of an endless batch; with words for `pretrain_itc`.
-fn retrieval_batch(first: usize, pairs: usize, words: bool) -> RetrievalBatch {
-    let mut batch = RetrievalBatch {
-        pairs,
-        text_len: TEXT_LEN,
-        ..RetrievalBatch::default()
-    };
-    for row in first..first + pairs {
-        let key = Key::new(row as u64, Purpose::Pack);
-        let (ids, mask) = texts(key, 1);
-        if words {
-            batch
-                .masked_ids
-                .extend(ids.iter().map(|id| if *id == ids[2] { 39 } else { *id }));
-            batch
-                .mlm_labels
-                .extend(ids.iter().map(|id| if *id == ids[2] { *id } else { -100 }));
-        }
-        batch.ids.extend(ids);
-        batch.text_mask.extend(mask);
-        batch.images.extend(images(key.with(1), 1));
-    }
-    batch
-}
-
-fn retrieve(
-    tower: &ManagerTower,
-    params: &[f32],
-    batch: &RetrievalBatch,
-    draws: Draws,
-    company: Company,
-) -> (Vec<f32>, RetrievalReport) {
-    let weights = Weights::load(tower.table(), params, &Device::flex().autodiff()).unwrap();
-    let mut gradient = vec![0.0; tower.table().elements()];
-    let report = tower.retrieve_gradient(&weights, batch, draws, company, &mut gradient);
-    (gradient, report.unwrap())
-}
-
 #[test]
-fn contrastive_tasks_have_the_slope_of_their_loss() {
-    for task in [Task::Retrieval, Task::PretrainItc] {
-        let tower = retrieval(task);
-        let mut params = tower.table().init(3);
-        enlarge(&mut params);
-        let batch = retrieval_batch(0, 3, task == Task::PretrainItc);
-        let keys = keys(&[10]);
-        let step = |params: &[f32]| {
-            let company = Company {
-                group: &mut Alone::new(vec![1, 2, 1]),
-                negatives: Negatives::Given {
-                    images: &[1, 0, 1],
-                    texts: &[1, 2, 1],
-                },
-            };
-            retrieve(&tower, params, &batch, Draws::Keys(&keys), company)
-        };
-        let (slope, report) = step(&params);
-        assert_eq!(report.mlm_masked > 0, task == Task::PretrainItc);
-        let loss = |params: &[f32]| {
-            let (_, report) = step(params);
-            report.itc_loss + report.itm_loss + report.mlm_loss
-        };
-        for part in [
-            "",
-            "itc_",
-            "temperature",
-            "text_transformer",
-            "vit_model",
-            "manager_tower",
-        ] {
-            let what = format!("{task:?}");
-            check_slope(&what, tower.table(), &params, &slope, part, loss);
-        }
-    }
-}
-
-#[test]
-fn threads_change_no_bit_of_any_task() {
-    let with_threads = |threads, run: &(dyn Fn() -> Vec<f32> + Sync)| -> Vec<u32> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        let gradient = pool.build().unwrap().install(run);
-        gradient.iter().map(|g| g.to_bits()).collect()
-    };
-    let wide = |task, manager| {
-        let mut model = Model {
-            task,
-            manager,
-            hidden: 256,
-            ..vqa()
-        };
-        (model.text.hidden, model.image.hidden) = (256, 256);
-        model.image.patch = 1;
-        model
-    };
+fn threads_change_no_bit() {
     let keys = keys(&[10, 11]);
     for manager in [Manager::SaeSplit, Manager::ConcatAttention] {
-        let model = wide(Task::Nlvr2, manager);
+        let model = wide(Model {
+            task: Task::Nlvr2,
+            manager,
+            ..vqa()
+        });
         let tower = ManagerTower::new(&model, TEXT_LEN).unwrap();
         let params = tower.table().init(3);
         let batch = classify_batch(model.task, 1, 2);
@@ -381,183 +290,6 @@ fn threads_change_no_bit_of_any_task() {
             "{manager:?}"
         );
     }
-    let tower = ManagerTower::new(&wide(Task::Retrieval, Manager::Aaue), TEXT_LEN).unwrap();
-    let params = tower.table().init(3);
-    let batch = retrieval_batch(0, 3, false);
-    let run = || {
-        let company = Company {
-            group: &mut Alone::new(vec![1, 2, 3]),
-            negatives: Negatives::Drawn(keys[0]),
-        };
-        retrieve(&tower, &params, &batch, Draws::Keys(&keys[..1]), company).0
-    };
-    assert!(with_threads(1, &run) == with_threads(3, &run), "retrieval");
-}
-
-/// A part of a group whose other rows are known beforehand: what a lane sees of gathered features.
-struct Part {
-    images: Vec<u64>,
-    first: usize,
-    pairs: usize,
-    /// Every call's matrix of the whole group, in call order.
-    known: std::vec::IntoIter<Vec<f32>>,
-}
-
-/// Alone, but remembers what was fetched from it.
-struct Recorder {
-    alone: Alone,
-    fetched: Vec<Vec<f32>>,
-}
-
-impl Group for Recorder {
-    fn images(&self) -> &[u64] {
-        self.alone.images()
-    }
-    fn first(&self) -> usize {
-        0
-    }
-    fn fetch(
-        &mut self,
-        own: &[f32],
-        width: usize,
-        wanted: &[usize],
-    ) -> Result<Vec<f32>, GroupError> {
-        self.fetched.push(own.to_vec());
-        self.alone.fetch(own, width, wanted)
-    }
-    fn give_back(
-        &mut self,
-        rows: &[f32],
-        width: usize,
-        wanted: &[usize],
-    ) -> Result<Vec<f32>, GroupError> {
-        self.alone.give_back(rows, width, wanted)
-    }
-}
-
-impl Group for Part {
-    fn images(&self) -> &[u64] {
-        &self.images
-    }
-    fn first(&self) -> usize {
-        self.first
-    }
-    fn fetch(
-        &mut self,
-        own: &[f32],
-        width: usize,
-        wanted: &[usize],
-    ) -> Result<Vec<f32>, GroupError> {
-        let all = self
-            .known
-            .next()
-            .ok_or("a call more than the whole group made")?;
-        let ours = &all[self.first * width..][..self.pairs * width];
-        assert!(
-            own.iter().zip(ours).all(|(a, b)| (a - b).abs() < 1e-5),
-            "own rows differ"
-        );
-        Ok(wanted
-            .iter()
-            .flat_map(|place| all[place * width..][..width].to_vec())
-            .collect())
-    }
-    fn give_back(
-        &mut self,
-        rows: &[f32],
-        width: usize,
-        wanted: &[usize],
-    ) -> Result<Vec<f32>, GroupError> {
-        let mut sum = vec![0.0; self.images.len() * width];
-        add_rows(&mut sum, rows, width, wanted);
-        Ok(sum[self.first * width..][..self.pairs * width].to_vec())
-    }
-}
-
-#[test]
-fn losses_against_a_group_are_those_of_the_whole() {
-    let tower = retrieval(Task::Retrieval);
-    let params = tower.table().init(3);
-    let weights = Weights::load(tower.table(), &params, &Device::flex()).unwrap();
-    let (group, negatives) = ([1, 2, 1, 3], ([3, 0, 1, 0], [1, 2, 3, 2]));
-    let mut whole = Recorder {
-        alone: Alone::new(group.to_vec()),
-        fetched: Vec::new(),
-    };
-    let company = Company {
-        group: &mut whole,
-        negatives: Negatives::Given {
-            images: &negatives.0,
-            texts: &negatives.1,
-        },
-    };
-    let all = tower
-        .retrieve_evaluate(&weights, &retrieval_batch(0, 4, false), company)
-        .unwrap();
-    let (mut itc, mut itm) = (0.0, 0.0);
-    for first in [0, 2] {
-        let mut part = Part {
-            images: group.to_vec(),
-            first,
-            pairs: 2,
-            known: whole.fetched.clone().into_iter(),
-        };
-        let company = Company {
-            group: &mut part,
-            negatives: Negatives::Given {
-                images: &negatives.0[first..first + 2],
-                texts: &negatives.1[first..first + 2],
-            },
-        };
-        let batch = retrieval_batch(first, 2, false);
-        let report = tower.retrieve_evaluate(&weights, &batch, company).unwrap();
-        itc += report.itc_loss / 2.0;
-        itm += report.itm_loss / 2.0;
-    }
-    assert!((itc - all.itc_loss).abs() < 1e-6, "{itc} {}", all.itc_loss);
-    assert!((itm - all.itm_loss).abs() < 1e-6, "{itm} {}", all.itm_loss);
-}
-
-#[test]
-fn drawn_negatives_follow_the_key_and_the_candidates() {
-    let step = |global_negatives, key| {
-        let mut model = Model {
-            task: Task::Retrieval,
-            ..vqa()
-        };
-        model.head.global_negatives = global_negatives;
-        let tower = ManagerTower::new(&model, TEXT_LEN).unwrap();
-        let params = tower.table().init(3);
-        let weights = Weights::load(tower.table(), &params, &Device::flex()).unwrap();
-        let company = Company {
-            group: &mut Alone::new((0..6).collect()),
-            negatives: Negatives::Drawn(Key::new(key, Purpose::Negatives)),
-        };
-        let batch = retrieval_batch(0, 6, false);
-        tower.retrieve_evaluate(&weights, &batch, company).unwrap()
-    };
-    assert_eq!(step(true, 1), step(true, 1));
-    assert_ne!(step(true, 1).itm_loss, step(true, 2).itm_loss);
-    assert_eq!(step(true, 1).itc_loss, step(true, 2).itc_loss);
-    // Alone the whole group is the micro-batch.
-    assert_eq!(step(true, 3), step(false, 3));
-}
-
-#[test]
-fn a_temperature_out_of_bounds_is_brought_back() {
-    let tower = retrieval(Task::Retrieval);
-    let mut params = tower.table().init(3);
-    let place = tower.table().get("temperature").unwrap().offset;
-    for (value, kept) in [(-0.3, 0.001), (0.7, 0.5), (0.2, 0.2)] {
-        params[place] = value;
-        tower.clamp_temperature(&mut params);
-        assert_eq!(params[place], kept);
-    }
-    let other = ManagerTower::new(&vqa(), TEXT_LEN).unwrap();
-    let mut params = other.table().init(3);
-    let before = params.clone();
-    other.clamp_temperature(&mut params);
-    assert_eq!(params, before);
 }
 
 #[test]
@@ -585,50 +317,6 @@ fn what_does_not_fit_is_refused_by_name() {
         ),
         "{error}"
     );
-    let company = Company {
-        group: &mut Alone::new(vec![1, 2]),
-        negatives: Negatives::Drawn(keys(&[1])[0]),
-    };
-    let pairs = retrieval_batch(0, 2, false);
-    let error = tower
-        .retrieve_evaluate(&weights, &pairs, company)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ModelError::Task {
-                task: Task::Vqa,
-                ..
-            }
-        ),
-        "{error}"
-    );
-
-    let tower = retrieval(Task::Retrieval);
-    let params = tower.table().init(3);
-    let weights = Weights::load(tower.table(), &params, &Device::flex()).unwrap();
-    let company = Company {
-        group: &mut Alone::new(vec![1, 2]),
-        negatives: Negatives::Given {
-            images: &[1, 2],
-            texts: &[0, 0],
-        },
-    };
-    let error = tower
-        .retrieve_evaluate(&weights, &pairs, company)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ModelError::Range {
-                what: "hard negatives",
-                value: 2,
-                ..
-            }
-        ),
-        "{error}"
-    );
-
     let mut bridge = Model {
         system: System::BridgeTower,
         ..vqa()
@@ -641,41 +329,4 @@ fn what_does_not_fit_is_refused_by_name() {
         matches!(error, ModelError::Sizes { key: k, .. } if k == key),
         "{error}"
     );
-}
-
-/// A group that loses its connection.
-struct Broken;
-
-impl Group for Broken {
-    fn images(&self) -> &[u64] {
-        &[1, 2]
-    }
-    fn first(&self) -> usize {
-        0
-    }
-    fn fetch(&mut self, _: &[f32], _: usize, _: &[usize]) -> Result<Vec<f32>, GroupError> {
-        Err("connection reset".into())
-    }
-    fn give_back(&mut self, _: &[f32], _: usize, _: &[usize]) -> Result<Vec<f32>, GroupError> {
-        Err("connection reset".into())
-    }
-}
-
-#[test]
-fn a_broken_group_is_an_error_with_its_cause() {
-    let tower = retrieval(Task::Retrieval);
-    let params = tower.table().init(3);
-    let weights = Weights::load(tower.table(), &params, &Device::flex()).unwrap();
-    let company = Company {
-        group: &mut Broken,
-        negatives: Negatives::Drawn(keys(&[1])[0]),
-    };
-    let batch = retrieval_batch(0, 2, false);
-    let error = tower
-        .retrieve_evaluate(&weights, &batch, company)
-        .unwrap_err();
-    let ModelError::Group { source, .. } = &error else {
-        panic!("{error}")
-    };
-    assert_eq!(source.to_string(), "connection reset");
 }

@@ -11,10 +11,12 @@ use belfry_configs::{
 
 /// Tokens per caption.
 pub const TEXT_LEN: usize = 7;
+/// Answers of VQA.
+pub const ANSWERS: u32 = 5;
 /// Pairs per micro-batch.
 pub const PAIRS: usize = 2;
 
-/// Every size differs from the others where it may.
+/// Unequal depths, unequal numbers of experts.
 pub fn model() -> Model {
     Model {
         system: System::ManagerTower,
@@ -119,4 +121,50 @@ pub fn check_slope(
         (quotient - norm).abs() < tolerance,
         "{what} `{part}`: {quotient} against {norm}"
     );
+}
+
+/// A head whose sizes are its own.
+pub fn head() -> Head {
+    Head {
+        answers: ANSWERS,
+        contrastive_hidden: 6,
+        temperature: 0.2,
+        ..Head::default()
+    }
+}
+
+/// A model for a classifier task.
+pub fn vqa() -> Model {
+    Model {
+        task: Task::Vqa,
+        head: head(),
+        ..model()
+    }
+}
+
+/// The widths of text tower, image tower and cross-modal encoder need not be equal.
+pub fn uneven(model: Model) -> Model {
+    let mut model = model;
+    (model.text.hidden, model.text.heads) = (12, 3);
+    (model.image.hidden, model.image.heads) = (20, 5);
+    model.head.hidden_scale = 2;
+    model
+}
+
+/// The bits of a gradient, computed by this many threads.
+pub fn with_threads(threads: usize, run: &(dyn Fn() -> Vec<f32> + Sync)) -> Vec<u32> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    let gradient = pool.build().unwrap().install(run);
+    gradient.iter().map(|g| g.to_bits()).collect()
+}
+
+/// Wide enough that every product and reduction is cut up for threads.
+pub fn wide(model: Model) -> Model {
+    let mut model = Model {
+        hidden: 256,
+        ..model
+    };
+    (model.text.hidden, model.image.hidden) = (256, 256);
+    model.image.patch = 1;
+    model
 }
