@@ -1,7 +1,7 @@
 //! What lies in a golden folder. A case is found by its `.json` and recognised by what it holds,
 //! never by its name; sizes come from the files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use belfry_configs::{
@@ -14,24 +14,26 @@ use serde_json::Value;
 use crate::arrays::{Array, Arrays, read_arrays};
 use crate::optimizer::{AdamW, ParamGroup};
 
-/// The folder in `BELFRY_GOLDEN_DIR`, else the whole set beside the repository, else the subset in
-/// the repository.
-pub fn golden_dir() -> PathBuf {
+/// The folder in `BELFRY_GOLDEN_DIR`; else the whole set beside the repository, if it is there, and
+/// the subset in the repository.
+pub fn golden_dirs() -> Vec<PathBuf> {
     if let Ok(dir) = std::env::var("BELFRY_GOLDEN_DIR") {
         // Cargo runs tests in the package's folder, people give paths from the workspace's.
         let from_workspace = workspace().join(&dir);
         return if from_workspace.is_dir() {
-            from_workspace
+            vec![from_workspace]
         } else {
-            dir.into()
+            vec![dir.into()]
         };
     }
-    let shared = workspace().join("../shared/golden");
-    if shared.is_dir() {
-        shared
-    } else {
-        workspace().join("tests/golden")
-    }
+    let folders = [
+        workspace().join("../shared/golden"),
+        workspace().join("tests/golden"),
+    ];
+    folders
+        .into_iter()
+        .filter(|folder| folder.is_dir())
+        .collect()
 }
 
 fn workspace() -> PathBuf {
@@ -67,34 +69,44 @@ pub enum Found {
     Unknown(String),
 }
 
-/// Everything in the folder, and the parameter lists beside it.
+/// Everything in the folders, a name that is in both from the first; and the parameter lists beside
+/// them.
 pub fn everything() -> Vec<Found> {
-    let dir = golden_dir();
-    let mut names = BTreeSet::new();
-    let entries = std::fs::read_dir(&dir)
-        .unwrap_or_else(|e| panic!("no golden data in {}: {e}", dir.display()));
-    for entry in entries {
-        let path = entry.unwrap().path();
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("json") => names.insert(stem.into_owned()),
+    let mut places = BTreeMap::new();
+    let mut lists = BTreeMap::new();
+    for dir in golden_dirs() {
+        let entries = std::fs::read_dir(&dir)
+            .unwrap_or_else(|e| panic!("no golden data in {}: {e}", dir.display()));
+        for entry in entries {
+            let (stem, extension) = name_of(&entry.unwrap().path());
             // `CASE.part.safetensors` belongs to a case; without a dot it may stand alone.
-            Some("safetensors") if !stem.contains('.') => names.insert(stem.into_owned()),
-            _ => false,
-        };
-    }
-    let mut found: Vec<Found> = names.iter().map(|name| recognise(&dir, name)).collect();
-    for entry in std::fs::read_dir(dir.join("..")).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "json")
-            && let Some(json) = read_json(&path)
-            && is_parameter_list(&json)
-        {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            found.push(Found::Parameters(name.into_owned(), json));
+            let alone = extension == "safetensors" && !stem.contains('.');
+            if extension == "json" || alone {
+                places.entry(stem).or_insert_with(|| dir.clone());
+            }
+        }
+        for entry in std::fs::read_dir(dir.join("..")).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let (stem, extension) = name_of(&path);
+            if extension == "json"
+                && let Some(json) = read_json(&path)
+                && is_parameter_list(&json)
+            {
+                lists.insert(stem, json);
+            }
         }
     }
+    lists.retain(|name, _| !places.contains_key(name));
+    let found = places.iter().map(|(name, dir)| recognise(dir, name));
+    let lists = lists.into_iter();
     found
+        .chain(lists.map(|(name, json)| Found::Parameters(name, json)))
+        .collect()
+}
+
+fn name_of(path: &Path) -> (String, String) {
+    let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into();
+    (text(path.file_stem()), text(path.extension()))
 }
 
 fn read_json(path: &Path) -> Option<Value> {
