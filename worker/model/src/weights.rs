@@ -21,6 +21,10 @@ enum Resident {
 }
 
 /// The flat weights of one state, loaded on a device. Cloning is cheap (tensors are shared).
+///
+/// One thread at a time may differentiate through the same weights, clones included: burn-autodiff
+/// 0.22.1 merges graphs that share leaves, and what another thread registers in a graph while it is
+/// merged away is lost ("graph tape has already been consumed"). Threads load their own.
 #[derive(Clone, Debug)]
 pub struct Weights {
     table: ParamTable,

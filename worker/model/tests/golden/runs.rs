@@ -47,11 +47,6 @@ impl Outcome {
 
 /// Runs a case with the given weights.
 pub fn run(case: &Case, tower: &ManagerTower, params: &[f32], ask: Ask) -> Outcome {
-    let device = match ask {
-        Ask::Gradient => Device::flex().autodiff(),
-        _ => Device::flex(),
-    };
-    let weights = Weights::load(tower.table(), params, &device).unwrap();
     let noise = case.noise();
     let draws = if case.has_noise() {
         Draws::Noise(&noise)
@@ -61,7 +56,7 @@ pub fn run(case: &Case, tower: &ManagerTower, params: &[f32], ask: Ask) -> Outco
     let one = Runner {
         case,
         tower,
-        weights,
+        params,
         draws,
         ask,
     };
@@ -78,7 +73,7 @@ pub fn run(case: &Case, tower: &ManagerTower, params: &[f32], ask: Ask) -> Outco
 struct Runner<'a> {
     case: &'a Case,
     tower: &'a ManagerTower,
-    weights: Weights,
+    params: &'a [f32],
     draws: Draws<'a>,
     ask: Ask,
 }
@@ -88,6 +83,15 @@ impl Runner<'_> {
         let key = format!("{prefix}{name}");
         let field = self.case.io.get(&key);
         field.unwrap_or_else(|| panic!("{}: no `{key}`", self.case.name))
+    }
+
+    /// Every thread has its own: see [`Weights`].
+    fn weights(&self) -> Weights {
+        let device = match self.ask {
+            Ask::Gradient => Device::flex().autodiff(),
+            _ => Device::flex(),
+        };
+        Weights::load(self.tower.table(), self.params, &device).unwrap()
     }
 
     fn zeros(&self) -> Vec<f32> {
@@ -109,7 +113,7 @@ impl Runner<'_> {
             gradient: self.zeros(),
             ..Outcome::default()
         };
-        let (tower, weights, draws) = (self.tower, &self.weights, self.draws);
+        let (tower, weights, draws) = (self.tower, &self.weights(), self.draws);
         for prefixes in self.device_batches() {
             let batch = self.pretrain_batch(&prefixes);
             let reports = match self.ask {
@@ -171,7 +175,7 @@ impl Runner<'_> {
             Task::SnliVe => "snli_loss",
             _ => "vqa_loss",
         };
-        let (tower, weights, draws) = (self.tower, &self.weights, self.draws);
+        let (tower, weights, draws) = (self.tower, &self.weights(), self.draws);
         for prefixes in self.device_batches() {
             let batch = self.classify_batch(&prefixes);
             let reports = match self.ask {
@@ -290,7 +294,7 @@ impl Runner<'_> {
                 texts: &texts,
             },
         };
-        let (tower, weights) = (self.tower, &self.weights);
+        let (tower, weights) = (self.tower, &self.weights());
         let mut outcome = Outcome::default();
         let report = match self.ask {
             Ask::Evaluate => tower.retrieve_evaluate(weights, &batch, company).unwrap(),
