@@ -5,10 +5,12 @@
 //! wrong: batch arithmetic, model sizes, schedule.
 
 mod layers;
+mod model;
 pub mod rng;
 mod run_config;
 mod validate;
 
 pub use layers::{ConfigError, load, load_str};
+pub use model::*;
 pub use run_config::*;
 pub use validate::ValidConfig;
