@@ -30,6 +30,7 @@ fn generation(generation: u64, step: u64, members: Vec<v1::Member>) -> Event {
         generation,
         step,
         members,
+        ..Default::default()
     }))
 }
 
@@ -39,8 +40,11 @@ fn commit(generation: u64, step: u64, digest: u128) -> Event {
         generation,
         step,
         sum_digest: Digest(digest).to_bytes(),
-        snapshot_parts: Vec::new(),
-        last: false,
+        receipt: Some(v1::StepRecord {
+            step,
+            ..Default::default()
+        }),
+        ..Default::default()
     }))
 }
 
@@ -59,7 +63,7 @@ fn loaded() -> Core {
     let load = v1::LoadState {
         term: 1,
         step: 0,
-        manifest: String::new(),
+        ..Default::default()
     };
     let effects = core.apply(Event::Message(down::Body::LoadState(load)));
     assert!(matches!(effects[..], [Effect::Load { step: 0, .. }]));
@@ -179,4 +183,59 @@ fn other_bits_for_the_same_lanes_end_the_worker() {
         .iter()
         .any(|e| matches!(e, Effect::Send(up::Body::Fatal(_))));
     assert!(told, "{effects:?}");
+}
+
+#[test]
+fn receipts_are_kept_for_the_next_coordinator_until_they_are_durable() {
+    let mut core = loaded();
+    let mut effects = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    for step in 0..3 {
+        compute_all(&mut core, effects);
+        core.apply(reduced(1, step, 9));
+        core.apply(commit(1, step, 9));
+        effects = core.apply(Event::Applied { step });
+    }
+    let kept = |core: &mut Core| {
+        let effects = core.apply(Event::LinkUp);
+        let [Effect::Send(up::Body::Hello(hello))] = &effects[..] else {
+            panic!("{effects:?}")
+        };
+        hello.receipts.iter().map(|r| r.step).collect::<Vec<u64>>()
+    };
+    assert_eq!(kept(&mut core), [0, 1, 2]);
+    compute_all(&mut core, effects);
+    core.apply(reduced(1, 3, 9));
+    let Event::Message(down::Body::Commit(mut last)) = commit(1, 3, 9) else {
+        panic!("a commit")
+    };
+    last.durable = 2;
+    core.apply(Event::Message(down::Body::Commit(last)));
+    core.apply(Event::Applied { step: 3 });
+    assert_eq!(kept(&mut core), [2, 3]);
+}
+
+#[test]
+fn a_hello_waits_for_the_update_that_is_being_applied() {
+    let mut core = loaded();
+    let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    compute_all(&mut core, opened);
+    core.apply(reduced(1, 0, 9));
+    core.apply(commit(1, 0, 9));
+    assert!(core.apply(Event::LinkUp).is_empty());
+    let effects = core.apply(Event::Applied { step: 0 });
+    let Some(Effect::Send(up::Body::Hello(hello))) = effects.first() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((hello.applied, hello.has_state), (1, true));
+}
+
+#[test]
+fn what_is_asked_of_a_state_that_is_gone_begins_a_new_session() {
+    let mut core = loaded();
+    let evaluate = down::Body::Evaluate(v1::Evaluate { step: 5 });
+    let effects = core.apply(Event::Message(evaluate));
+    assert!(matches!(effects[..], [Effect::Reconnect]), "{effects:?}");
+    let mut empty = worker();
+    let effects = empty.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    assert!(matches!(effects[..], [Effect::Reconnect]), "{effects:?}");
 }
