@@ -43,7 +43,7 @@ pub enum StoreError {
         key: String,
         /// What the store said.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// The disk is full.
     #[error("{key}: no space left on the device; free some and start again with --resume")]
@@ -52,7 +52,7 @@ pub enum StoreError {
         key: String,
         /// What the store said.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// Anything else, after the store's own retries.
     #[error("{key}: {source}")]
@@ -61,7 +61,7 @@ pub enum StoreError {
         key: String,
         /// What the store said.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
 }
 
@@ -153,10 +153,18 @@ impl Root {
         match source {
             E::NotFound { .. } => StoreError::NotFound { key },
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
+                let source = Box::new(source);
                 StoreError::Denied { key, source }
             }
-            source if storage_full(&source) => StoreError::Full { key, source },
-            source => StoreError::Other { key, source },
+            source => {
+                let full = storage_full(&source);
+                let source = Box::new(source);
+                if full {
+                    StoreError::Full { key, source }
+                } else {
+                    StoreError::Other { key, source }
+                }
+            }
         }
     }
 

@@ -329,7 +329,7 @@ impl Core {
         }
         let doublings = worker.copies_failed.min(COPY_BACKOFF_MAX);
         worker.copies_failed += 1;
-        worker.copy_after = now + (self.s.stall_ms / 8 << doublings);
+        worker.copy_after = now + ((self.s.stall_ms / 8) << doublings);
         let why = if ready.error.is_empty() {
             format!(
                 "it copied step {}, the run is at {}",

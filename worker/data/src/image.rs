@@ -10,9 +10,9 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::resize::{Pixels, resize};
 
-/// CLIP's mean and standard deviation per channel.
+/// CLIP's mean and standard deviation per channel (model_spec 10), to the last bit of an f32.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// Encoded bytes to normalised f32 `[3, side, side]`.
 ///

@@ -20,13 +20,16 @@ pub trait ShardPairs {
     fn totals(&self, epoch: u64, round: u32) -> Arc<Vec<u32>>;
 }
 
+/// Epoch, round, lane, and the window's number in the lane's slice.
+type WindowId = (u64, u32, u32, usize);
+
 /// The order's constants.
 pub struct Order {
     seed: u64,
     lanes: u32,
     rounds: u32,
     window_shards: usize,
-    windows: Mutex<BTreeMap<(u64, u32, u32, usize), Arc<Vec<u32>>>>,
+    windows: Mutex<BTreeMap<WindowId, Arc<Vec<u32>>>>,
 }
 
 /// Where a pair stands in the data, and in which window of the lane it was drawn.
@@ -145,7 +148,7 @@ impl Order {
         }
     }
 
-    fn window(&self, id: (u64, u32, u32, usize), len: usize) -> Arc<Vec<u32>> {
+    fn window(&self, id: WindowId, len: usize) -> Arc<Vec<u32>> {
         let mut kept = self.windows.lock().expect("no holder panics");
         if let Some(order) = kept.get(&id) {
             return Arc::clone(order);

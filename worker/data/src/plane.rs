@@ -37,6 +37,9 @@ pub struct DataPlane {
     prefetch: mpsc::SyncSender<(u64, Vec<u32>)>,
 }
 
+/// Pairs of each shard in one (epoch, round).
+type RoundTotals = ((u64, u32), Arc<Vec<u32>>);
+
 struct Inner {
     config: ValidConfig,
     cache: Cache,
@@ -45,7 +48,7 @@ struct Inner {
     /// Pairs before each shard, in the manifest's order, and in all.
     before: Vec<u64>,
     /// Totals per (epoch, round), for several rounds; the newest only.
-    rounds: Mutex<Vec<((u64, u32), Arc<Vec<u32>>)>>,
+    rounds: Mutex<Vec<RoundTotals>>,
     one_round: Arc<Vec<u32>>,
     pairs_per_lane_step: u64,
 }
