@@ -20,6 +20,7 @@ mod normal;
 mod params;
 mod pass;
 mod pretrain;
+pub mod size;
 mod text_tower;
 mod tower;
 mod weights;
