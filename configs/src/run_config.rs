@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::init::Init;
+
 /// One run file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,6 +17,9 @@ pub struct RunConfig {
     pub data: Data,
     /// The model's sizes.
     pub model: Model,
+    /// The weights to begin with.
+    #[serde(default)]
+    pub init: Init,
     /// Optimizer and schedule.
     pub optim: Optim,
     /// When checkpoints are written.
