@@ -1,5 +1,6 @@
 //! `belfry`: one binary, its roles are subcommands.
 
+mod files;
 mod roles;
 mod run;
 mod size;
@@ -9,6 +10,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Trains ManagerTower on many machines: the same bits at any worker count and after any crash.
 #[derive(Parser)]
@@ -70,10 +74,22 @@ async fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told(&error));
             ExitCode::from(FATAL)
         }
     }
+}
+
+/// The error with its causes, but for those that it tells itself.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text = text + separator + &cause;
+        }
+    }
+    text
 }
 
 fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {

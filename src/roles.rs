@@ -12,6 +12,8 @@ use shard_tools::store::Root;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tracing_subscriber::fmt;
+
+use crate::files::replace;
 use tracing_subscriber::prelude::*;
 
 /// What every role is told.
@@ -130,11 +132,7 @@ pub async fn coordinator(arguments: CoordinatorArguments) -> anyhow::Result<()> 
                 arguments.listen
             )
         })?;
-    // Renamed into place, so that nobody reads half an address.
-    let unfinished = arguments.address_file.with_extension("part");
-    std::fs::write(&unfinished, listener.local_addr()?.to_string())
-        .and_then(|()| std::fs::rename(&unfinished, &arguments.address_file))
-        .with_context(|| format!("cannot write {}", arguments.address_file.display()))?;
+    replace(&arguments.address_file, &listener.local_addr()?.to_string())?;
     let options = ServeOptions {
         config,
         root,

@@ -6,11 +6,13 @@
 
 mod init;
 mod layers;
+mod model;
 pub mod rng;
 mod run_config;
 mod validate;
 
 pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
+pub use model::*;
 pub use run_config::*;
 pub use validate::ValidConfig;

@@ -33,6 +33,8 @@ pub enum Purpose {
     ManagerNoise = 9,
     /// Packing order of samples.
     Pack = 10,
+    /// Hard negatives of the contrastive tasks.
+    Negatives = 11,
 }
 
 /// A key into the random function. Derive with [`Key::with`]; draw with [`Key::bits`].

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::init::Init;
+use crate::model::Model;
 
 /// One run file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,107 +131,6 @@ fn default_cache_bytes_max() -> u64 {
     20 << 30
 }
 
-/// `[model]`: ManagerTower's sizes (model_spec 1). Widths are shared by all towers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// Manager in cross-modal layers >= 1; the first is SAUE always.
-    #[serde(default)]
-    pub manager: Manager,
-    /// One weight per expert (`scalar`) or per expert and feature (`vector`).
-    #[serde(default)]
-    pub manager_weight: ManagerWeight,
-    /// Exploration noise of the managers while training (model_spec 5.3).
-    #[serde(default = "yes")]
-    pub manager_noise: bool,
-    /// Width of the cross-modal layers.
-    pub hidden: u32,
-    /// Attention heads of the cross-modal layers.
-    pub heads: u32,
-    /// Cross-modal layers per modality.
-    pub cross_layers: u32,
-    /// Feed-forward width over `hidden` in the cross-modal layers (4 in BASE).
-    #[serde(default = "default_mlp_ratio")]
-    pub mlp_ratio: u32,
-    /// Dropout of hidden states and attention probabilities in the text and cross-modal layers.
-    #[serde(default = "default_dropout")]
-    pub dropout: f32,
-    /// The text tower.
-    pub text: TextTower,
-    /// The image tower.
-    pub image: ImageTower,
-}
-
-/// `[model.text]`: RoBERTa.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TextTower {
-    /// Layers.
-    pub layers: u32,
-    /// Top layers whose outputs the managers see.
-    pub managed: u32,
-    /// Width.
-    pub hidden: u32,
-    /// Attention heads.
-    pub heads: u32,
-    /// Feed-forward width.
-    pub intermediate: u32,
-    /// Vocabulary (50,265 for RoBERTa).
-    pub vocab: u32,
-    /// Rows of the position table (514 for RoBERTa: 512 + 2).
-    pub positions: u32,
-}
-
-/// `[model.image]`: CLIP ViT. Its feed-forward width is 4 times its own (CLIP has no other).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageTower {
-    /// Blocks.
-    pub layers: u32,
-    /// Top blocks whose outputs the managers see.
-    pub managed: u32,
-    /// Width.
-    pub hidden: u32,
-    /// Attention heads.
-    pub heads: u32,
-    /// Image side in pixels.
-    pub size: u32,
-    /// Patch side in pixels.
-    pub patch: u32,
-}
-
-/// Which manager stands above the first cross-modal layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Manager {
-    /// Static aggregation of uni-modal experts in every layer.
-    Saue,
-    /// Adaptive aggregation with fused query.
-    #[default]
-    Aaue,
-}
-
-/// Granularity of manager weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ManagerWeight {
-    /// N x 1.
-    Scalar,
-    /// N x D.
-    #[default]
-    Vector,
-}
-
-fn yes() -> bool {
-    true
-}
-fn default_mlp_ratio() -> u32 {
-    4
-}
-fn default_dropout() -> f32 {
-    0.1
-}
-
 /// `[optim]`: AdamW and schedule of model_spec 11. Table 8 gives the pre-training values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -251,6 +151,9 @@ pub struct Optim {
     /// Rate at the end of the decay.
     #[serde(default)]
     pub end_learning_rate: f64,
+    /// How the rate falls behind the warm-up.
+    #[serde(default)]
+    pub decay: Decay,
     /// Power of the polynomial decay (1: linear).
     #[serde(default = "default_decay_power")]
     pub decay_power: f64,
@@ -260,6 +163,17 @@ pub struct Optim {
     /// AdamW's epsilon, added before bias correction (1e-8).
     #[serde(default = "default_epsilon")]
     pub epsilon: f64,
+}
+
+/// How a learning rate falls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// A power of what remains, down to the end rate (Table 8: linear).
+    #[default]
+    Polynomial,
+    /// Half a cosine, down to 0: an option of the authors' code.
+    Cosine,
 }
 
 fn default_mult() -> f64 {

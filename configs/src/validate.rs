@@ -4,6 +4,7 @@
 use std::ops::Deref;
 
 use crate::layers::ConfigError;
+use crate::model::{Manager, ManagerWeight, System};
 use crate::run_config::RunConfig;
 
 /// Lanes above this are refused: rank tables and the reduction tree stay small.
@@ -183,12 +184,14 @@ impl RunConfig {
 
     fn check_data(&self) -> Result<(), ConfigError> {
         let d = &self.data;
-        if d.text_len < 4 || d.text_len + 2 > self.model.text.positions {
+        let text = &self.model.text;
+        let room = text.positions.saturating_sub(text.first_position());
+        if d.text_len < 4 || d.text_len > room {
             return Err(refuse(
                 "data.text_len",
                 format!(
-                    "must lie in 4..={} (model.text.positions - 2)",
-                    self.model.text.positions.saturating_sub(2)
+                    "must lie in 4..={room} (model.text.positions - {})",
+                    text.first_position()
                 ),
             ));
         }
@@ -220,17 +223,7 @@ impl RunConfig {
         at_least_one("model.cross_layers", m.cross_layers.into())?;
         at_least_one("model.mlp_ratio", m.mlp_ratio.into())?;
         at_least_one("model.text.intermediate", m.text.intermediate.into())?;
-        let managed = |key: &str, managed: u32, layers: u32| {
-            if managed == 0 || managed > layers {
-                return Err(refuse(
-                    key,
-                    format!("must lie in 1..={layers} (the tower's layers)"),
-                ));
-            }
-            Ok(())
-        };
-        managed("model.text.managed", m.text.managed, m.text.layers)?;
-        managed("model.image.managed", m.image.managed, m.image.layers)?;
+        self.check_system()?;
         if m.image.patch == 0
             || m.image.size > IMAGE_SIZE_MAX
             || m.image.size < m.image.patch
@@ -246,6 +239,77 @@ impl RunConfig {
         }
         if !(0.0..1.0).contains(&m.dropout) {
             return Err(refuse("model.dropout", "must lie in 0..1"));
+        }
+        self.check_head()
+    }
+
+    /// What the chosen system asks of the towers.
+    fn check_system(&self) -> Result<(), ConfigError> {
+        let m = &self.model;
+        at_least_one("model.text.layers", m.text.layers.into())?;
+        at_least_one("model.image.layers", m.image.layers.into())?;
+        if m.meter_fusion && m.system != System::Meter {
+            return Err(refuse(
+                "model.meter_fusion",
+                "needs model.system = \"meter\"",
+            ));
+        }
+        let towers = [
+            ("model.text.managed", m.text.managed, m.text.layers),
+            ("model.image.managed", m.image.managed, m.image.layers),
+        ];
+        for (key, managed, layers) in towers {
+            if managed == 0 || managed > layers {
+                return Err(refuse(
+                    key,
+                    format!("must lie in 1..={layers} (the tower's layers)"),
+                ));
+            }
+            if m.system == System::BridgeTower && managed != m.cross_layers {
+                return Err(refuse(
+                    key,
+                    format!(
+                        "a link tower stands between one layer of the tower and one cross-modal \
+                         layer: must be model.cross_layers = {}",
+                        m.cross_layers
+                    ),
+                ));
+            }
+        }
+        if m.system == System::BridgeTower && m.text.layers != m.image.layers {
+            return Err(refuse(
+                "model.image.layers",
+                format!(
+                    "BridgeTower's towers are equally deep: must be model.text.layers = {}",
+                    m.text.layers
+                ),
+            ));
+        }
+        if m.manager == Manager::ConcatAttention && m.manager_weight == ManagerWeight::Scalar {
+            return Err(refuse(
+                "model.manager_weight",
+                "concat_attention generates a weight per feature: must be \"vector\"",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_head(&self) -> Result<(), ConfigError> {
+        let head = &self.model.head;
+        if !(1..=2).contains(&head.layers) {
+            return Err(refuse("model.head.layers", "must be 1 or 2"));
+        }
+        at_least_one("model.head.hidden_scale", head.hidden_scale.into())?;
+        at_least_one("model.head.answers", head.answers.into())?;
+        at_least_one(
+            "model.head.contrastive_hidden",
+            head.contrastive_hidden.into(),
+        )?;
+        if !(0.0..1.0).contains(&head.nlvr2_dropout) {
+            return Err(refuse("model.head.nlvr2_dropout", "must lie in 0..1"));
+        }
+        if !(0.001..=0.5).contains(&head.temperature) {
+            return Err(refuse("model.head.temperature", "must lie in 0.001..=0.5"));
         }
         Ok(())
     }

@@ -110,3 +110,52 @@ fn weights_to_begin_with_are_files_and_never_downloads() {
         assert!(told.contains(words), "`{words}` is not in: {told}");
     }
 }
+
+#[test]
+fn what_the_chosen_system_cannot_have_is_named() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let set = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load(&path, &settings)
+    };
+    let refused: [(&[&str], &str); 8] = [
+        (&["model.text.managed=0"], "model.text.managed"),
+        (&["model.image.managed=3"], "model.image.managed"),
+        (
+            &["model.system=bridgetower", "model.text.managed=1"],
+            "model.text.managed",
+        ),
+        (
+            &["model.system=bridgetower", "model.image.layers=3"],
+            "model.image.layers",
+        ),
+        (&["model.meter_fusion=true"], "model.meter_fusion"),
+        (
+            &[
+                "model.manager=concat_attention",
+                "model.manager_weight=scalar",
+            ],
+            "model.manager_weight",
+        ),
+        (&["model.head.layers=3"], "model.head.layers"),
+        (&["model.head.temperature=0.7"], "model.head.temperature"),
+    ];
+    for (settings, key) in refused {
+        let told = set(settings).expect_err("must be refused").to_string();
+        assert!(told.starts_with(key), "{settings:?}: {told}");
+    }
+    let valid: [&[&str]; 5] = [
+        &["model.system=bridgetower"],
+        &["model.system=meter", "model.meter_fusion=true"],
+        &["model.manager=sae_split", "model.cross_layers=5"],
+        &["model.text.managed=1", "model.image.managed=2"],
+        &[
+            "model.text.kind=bert",
+            "model.text.positions=16",
+            "model.task=nlvr2",
+        ],
+    ];
+    for settings in valid {
+        set(settings).unwrap_or_else(|e| panic!("{settings:?}: {e}"));
+    }
+}

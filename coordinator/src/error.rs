@@ -41,3 +41,11 @@ pub enum CoordinatorError {
     #[error("the coordinator's listener failed: {0}")]
     Listener(#[from] std::io::Error),
 }
+
+impl CoordinatorError {
+    /// What was being done when the store refused.
+    pub(crate) fn store(what: impl Into<String>, source: StoreError) -> Self {
+        let what = what.into();
+        CoordinatorError::Store { what, source }
+    }
+}

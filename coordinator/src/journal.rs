@@ -41,13 +41,8 @@ impl Journal {
     /// # Errors
     /// [`CoordinatorError`] when the root fails or another coordinator is faster.
     pub async fn lead(root: &Root, address: String, nonce: u64) -> Result<Self, CoordinatorError> {
-        let listed = root
-            .list("journal")
-            .await
-            .map_err(|source| CoordinatorError::Store {
-                what: "cannot list the journal".into(),
-                source,
-            })?;
+        let listed = root.list("journal").await;
+        let listed = listed.map_err(|e| CoordinatorError::store("cannot list the journal", e))?;
         let before = match listed.last() {
             Some((newest, _)) => Some(read(root, newest).await?),
             None => None,
@@ -115,13 +110,9 @@ impl Journal {
 }
 
 async fn read(root: &Root, file: &str) -> Result<Entry, CoordinatorError> {
-    let bytes = root
-        .get(file)
-        .await
-        .map_err(|source| CoordinatorError::Store {
-            what: format!("cannot read or write the journal entry {file}"),
-            source,
-        })?;
+    let what = format!("cannot read or write the journal entry {file}");
+    let bytes = root.get(file).await;
+    let bytes = bytes.map_err(|e| CoordinatorError::store(what, e))?;
     serde_json::from_slice(&bytes).map_err(|e| CoordinatorError::Corrupt {
         file: file.to_owned(),
         reason: format!("not a journal entry: {e}"),

@@ -3,9 +3,11 @@
 //! [`core`] decides, purely; [`serve`] is the shell around it: gRPC, clock, journal. It knows no
 //! tensors and never sees a gradient.
 
+mod archive;
 pub mod core;
 mod error;
 mod journal;
+pub mod ledger;
 mod rpc;
 mod shell;
 

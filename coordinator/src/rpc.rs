@@ -1,10 +1,11 @@
 //! The gRPC face: sessions and watchers become channels; nothing is decided here.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use belfry_proto::v1::coordinator_server::Coordinator;
 use belfry_proto::v1::{self, CoordinatorMessage, WorkerMessage, worker_message as up};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -12,24 +13,58 @@ use tonic::{Request, Response, Status, Streaming};
 /// Messages that may wait for a slow worker; one that lags this far is not following.
 const OUTBOX_MAX: usize = 256;
 
-/// What sessions tell the shell's loop.
+/// Messages that may come before a session's hello.
+const STRAGGLERS_MAX: usize = 256;
+
+/// The way to a worker; its session ends when it is dropped.
+pub type Outbox = mpsc::Sender<Result<CoordinatorMessage, Status>>;
+
+/// What sessions and watchers tell the shell's loop. Sessions are numbered and never reused.
 pub enum FromRpc {
     /// A session began.
-    Hello(v1::Hello, mpsc::Sender<Result<CoordinatorMessage, Status>>),
+    Hello(u64, v1::Hello, Outbox),
     /// A worker said something.
-    Message(u64, u64, up::Body),
+    Message(u64, up::Body),
     /// A session ended.
-    Gone(u64, u64),
+    Gone(u64),
+    /// A watcher asks for what it missed, from this step on.
+    Watch(u64, oneshot::Sender<Watched>),
+}
+
+/// What a watcher missed, and what comes.
+pub struct Watched {
+    /// The present status, then receipts.
+    pub before: Vec<v1::RunEvent>,
+    /// Everything after them.
+    pub later: broadcast::Receiver<v1::RunEvent>,
 }
 
 /// The service.
 pub struct Service {
-    /// To the loop.
-    pub inbox: mpsc::Sender<FromRpc>,
-    /// From the loop, to watchers.
-    pub events: broadcast::Sender<v1::RunEvent>,
-    /// The present status.
-    pub status: watch::Receiver<v1::RunEvent>,
+    inbox: mpsc::Sender<FromRpc>,
+    sessions: AtomicU64,
+}
+
+impl Service {
+    /// A service that tells `inbox` everything.
+    pub fn new(inbox: mpsc::Sender<FromRpc>) -> Self {
+        let sessions = AtomicU64::new(1);
+        Service { inbox, sessions }
+    }
+}
+
+/// The hello of a session. A heartbeat of the session before may come first.
+async fn greeting(messages: &mut Streaming<WorkerMessage>) -> Option<v1::Hello> {
+    for _ in 0..STRAGGLERS_MAX {
+        match messages.message().await {
+            Ok(Some(WorkerMessage {
+                body: Some(up::Body::Hello(hello)),
+            })) => return Some(hello),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return None,
+        }
+    }
+    None
 }
 
 type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -46,41 +81,41 @@ impl Coordinator for Service {
         let mut messages = request.into_inner();
         let (outbox, out) = mpsc::channel(OUTBOX_MAX);
         let inbox = self.inbox.clone();
+        let session = self.sessions.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            let Ok(Some(WorkerMessage {
-                body: Some(up::Body::Hello(hello)),
-            })) = messages.message().await
-            else {
+            let Some(hello) = greeting(&mut messages).await else {
                 return;
             };
-            let (id, incarnation) = (hello.worker_id, hello.incarnation);
-            if inbox.send(FromRpc::Hello(hello, outbox)).await.is_err() {
+            let hello = FromRpc::Hello(session, hello, outbox);
+            if inbox.send(hello).await.is_err() {
                 return;
             }
             while let Ok(Some(message)) = messages.message().await {
                 if let Some(body) = message.body
-                    && inbox
-                        .send(FromRpc::Message(id, incarnation, body))
-                        .await
-                        .is_err()
+                    && inbox.send(FromRpc::Message(session, body)).await.is_err()
                 {
                     return;
                 }
             }
-            let _ = inbox.send(FromRpc::Gone(id, incarnation)).await;
+            let _ = inbox.send(FromRpc::Gone(session)).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(out))))
     }
 
     async fn watch(
         &self,
-        _: Request<v1::WatchRequest>,
+        request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let later = BroadcastStream::new(self.events.subscribe());
-        let first = tokio_stream::once(Ok(self.status.borrow().clone()));
-        let later = later.map(|event| {
+        let ending = |_| Status::unavailable("the coordinator ends");
+        let (answer, watched) = oneshot::channel();
+        let wish = FromRpc::Watch(request.into_inner().from_step, answer);
+        let asked = self.inbox.send(wish).await;
+        asked.map_err(|_| Status::unavailable("the coordinator ends"))?;
+        let Watched { before, later } = watched.await.map_err(ending)?;
+        let before = tokio_stream::iter(before.into_iter().map(Ok));
+        let later = BroadcastStream::new(later).map(|event| {
             event.map_err(|_| Status::data_loss("this watcher lags behind; watch again"))
         });
-        Ok(Response::new(Box::pin(first.chain(later))))
+        Ok(Response::new(Box::pin(before.chain(later))))
     }
 }

@@ -35,8 +35,8 @@ pub enum StoreError {
     },
     /// The credentials do not allow it.
     #[error(
-        "{key}: access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the bucket's \
-         policy"
+        "{key}: access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, that the bucket \
+         exists, and its policy"
     )]
     Denied {
         /// The key with its root.

@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use crate::files::replace;
+
 /// Restarts of one child before the run is given up.
 const RESTARTS_MAX: u32 = 20;
 /// Pause before a child is started again, so that a crash at start does not spin.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// Pause before a worker that left by itself is started again.
+const LEFT_PAUSE: Duration = Duration::from_secs(5);
 /// Time that children get to end by themselves.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit code of an error that starting again does not mend.
@@ -140,15 +144,12 @@ impl Children {
             Some(serde_json::json!({"role": r.role.name(), "pid": pid, "restarts": r.restarts}))
         });
         let text = serde_json::Value::Array(children.collect()).to_string();
-        let file = self.local.join("run.pids.json");
-        let unfinished = file.with_extension("part");
-        std::fs::write(&unfinished, text)?;
-        std::fs::rename(&unfinished, &file)
-            .with_context(|| format!("cannot write {}", file.display()))
+        replace(&self.local.join("run.pids.json"), &text)
     }
 
-    /// Starts again what died; gives up on what cannot be mended.
-    pub fn tend(&mut self) -> anyhow::Result<()> {
+    /// Starts again what died; gives up on what cannot be mended. Returns whether the coordinator
+    /// has ended the run well.
+    pub fn tend(&mut self) -> anyhow::Result<bool> {
         for index in 0..self.running.len() {
             let running = &mut self.running[index];
             let name = running.role.name();
@@ -166,9 +167,12 @@ impl Children {
             };
             running.child = None;
             running.died = Instant::now();
-            // The run's end reaches the launcher by the coordinator's own words.
             if status.success() {
-                running.died += Duration::from_secs(5);
+                if running.role == Role::Coordinator {
+                    return Ok(true);
+                }
+                // Asked to leave, or told that the run is over, which is seen in a moment.
+                running.died += LEFT_PAUSE;
                 continue;
             }
             if status.code() == Some(FATAL) {
@@ -183,7 +187,7 @@ impl Children {
                 );
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The error line that a child left in its log.

@@ -4,18 +4,25 @@
 //! again what dies, shows progress, and ends with one line of JSON on standard output.
 
 mod children;
+mod metrics;
 mod prepare;
 mod progress;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use shard_tools::manifest::sha256;
 use shard_tools::store::Root;
 
 use children::Children;
-use progress::Progress;
+use metrics::Metrics;
+use progress::{Ended, Progress};
+
+/// How often children are looked after.
+const TEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Arguments of `belfry run`.
 #[derive(Args)]
@@ -28,6 +35,10 @@ pub struct RunArguments {
     /// Folder or s3:// URL for checkpoints, ledger and export; default runs/NAME.
     #[arg(long)]
     root: Option<String>,
+    /// Folder for this machine's logs, cache and metrics; default: the root where that is a folder,
+    /// else runs/NAME-HASH.
+    #[arg(long)]
+    local: Option<PathBuf>,
     /// Override a key, for instance --set run.steps=20; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -54,13 +65,18 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
             arguments.workers
         );
     }
-    let local = PathBuf::from("runs").join(&config.run.name);
+    let runs = PathBuf::from("runs");
     let location = arguments
         .root
         .clone()
-        .unwrap_or_else(|| local.display().to_string());
+        .unwrap_or_else(|| runs.join(&config.run.name).display().to_string());
     let root = Root::open(&location)?;
-    let local = root.local_folder().unwrap_or(local);
+    let local = arguments.local.clone().or_else(|| root.local_folder());
+    // Two runs of one name under different URLs must not share their logs.
+    let local = local.unwrap_or_else(|| {
+        let hash = sha256(root.to_string().as_bytes());
+        runs.join(format!("{}-{}", config.run.name, &hash[..8]))
+    });
     std::fs::create_dir_all(local.join("logs"))
         .with_context(|| format!("cannot make {}", local.join("logs").display()))?;
 
@@ -75,16 +91,22 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     std::fs::write(&resolved, config.to_toml())
         .with_context(|| format!("cannot write {}", resolved.display()))?;
     let mut children = Children::start(&resolved, &location, &local, arguments.workers)?;
-    let mut progress = Progress::new(&local, config.run.steps, children.address_file());
+    let mut progress = Progress::new(Metrics::open(&local), config.run.steps);
+    let mut events = watch::watch(children.address_file(), progress.wanted());
+    let mut tending = tokio::time::interval(TEND_INTERVAL);
     let ended = loop {
         tokio::select! {
-            ended = progress.next() => {
-                if let Some(ended) = ended? {
+            biased;
+            Some(event) = events.recv() => {
+                if let Some(ended) = progress.show(event)? {
                     break ended;
                 }
             }
-            _ = tokio::time::sleep(Duration::from_millis(100)) => {
-                children.tend()?;
+            _ = tending.tick() => {
+                if children.tend()? {
+                    let reason = "trained to the last step".to_owned();
+                    break Ended { success: true, reason };
+                }
                 progress.restarts(children.restarts());
             }
             _ = tokio::signal::ctrl_c() => {
@@ -97,10 +119,11 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let peak = children.peak_memory_bytes();
     let restarts = children.restarts();
     children.stop().await;
-    progress.close();
+    let metrics = progress.close();
     if !ended.success {
         bail!("{}", ended.reason);
     }
+    metrics.complete(&root).await?;
     finish(&root, begun, restarts, peak).await
 }
 

@@ -4,7 +4,7 @@
 //! ranges of one flat vector; this file refuses to know the model, devices and other workers.
 //! Every element is updated on its own, so the bits do not depend on threads.
 
-use belfry_configs::Optim;
+use belfry_configs::{Decay, Optim};
 use rayon::prelude::*;
 
 /// Elements per parallel task. Values do not depend on it.
@@ -122,8 +122,8 @@ impl AdamW {
         }
     }
 
-    /// The learning rate of update number `step` (0-based): linear warm-up from 0, then polynomial
-    /// decay to the end rate. With warm-up, update 0 has rate 0, as in the authors' run.
+    /// The learning rate of update number `step` (0-based): linear warm-up from 0, then decay to the
+    /// end rate. With warm-up, update 0 has rate 0, as in the authors' run.
     pub fn learning_rate(&self, step: u64, group: RateGroup) -> f64 {
         let optim = &self.optim;
         let base = match group {
@@ -141,13 +141,18 @@ impl AdamW {
         if step < self.warmup_steps {
             return step as f64 / self.warmup_steps.max(1) as f64;
         }
+        let length = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let done = (step - self.warmup_steps) as f64 / length;
+        if optim.decay == Decay::Cosine {
+            // Behind the last step it rises again, as theirs does; no run gets there.
+            return 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        }
         let end = optim.end_learning_rate;
         if step > self.steps {
             return end / optim.learning_rate;
         }
         let range = optim.learning_rate - end;
-        let length = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
-        let remaining = 1.0 - (step - self.warmup_steps) as f64 / length;
+        let remaining = 1.0 - done;
         (range * remaining.powf(optim.decay_power) + end) / optim.learning_rate
     }
 
@@ -221,6 +226,7 @@ mod tests {
             weight_decay: 0.1,
             warmup: 2.0,
             end_learning_rate: 0.0,
+            decay: Decay::Polynomial,
             decay_power: 1.0,
             betas: [0.9, 0.98],
             epsilon: 1e-8,

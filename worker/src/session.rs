@@ -75,7 +75,10 @@ pub async fn run(
         let event = tokio::select! {
             event = inbox.recv() => event.expect("the shell itself holds a sender"),
             arrival = arrived.recv() => {
-                shell.arrived(arrival.expect("the shell itself holds a sender"))
+                match shell.arrived(arrival.expect("the shell itself holds a sender")) {
+                    Some(event) => event,
+                    None => continue,
+                }
             }
             _ = heartbeat.tick() => {
                 let beat = shell.core.heartbeat();
@@ -114,6 +117,9 @@ struct Shell {
     optimizer: Arc<AdamW>,
     state: Option<Arc<TrainState>>,
     exchange: Option<JoinHandle<()>>,
+    /// Number of the init, load or copy that is under way or was the last.
+    acquisition: u64,
+    acquiring: Option<JoinHandle<()>>,
     events: mpsc::Sender<Event>,
     arrivals: mpsc::Sender<Arrival>,
 }
@@ -155,6 +161,8 @@ impl Shell {
             root: options.root,
             state: None,
             exchange: None,
+            acquisition: 0,
+            acquiring: None,
             config,
             endpoint,
             compute,
@@ -182,6 +190,10 @@ impl Shell {
             } => self.apply(step, sum, snapshot_parts)?,
             Effect::Load { step, manifest } => self.load(step, manifest),
             Effect::Copy { step, sources } => self.copy(step, sources),
+            Effect::StoreParts { step, parts } => {
+                let state = self.state_of(step)?;
+                self.store_parts(state, parts);
+            }
             Effect::Evaluate { step } => {
                 let state = self.state_of(step)?;
                 self.compute.submit(Job::Evaluate { state })?;
@@ -330,8 +342,14 @@ impl Shell {
         self.abort_reduce();
         self.endpoint.publish_state(None);
         self.state = None;
+        // An earlier one may still be under way, or its arrival in the channel: neither counts.
+        if let Some(earlier) = self.acquiring.take() {
+            earlier.abort();
+        }
+        self.acquisition += 1;
+        let acquisition = self.acquisition;
         let arrivals = self.arrivals.clone();
-        tokio::spawn(async move {
+        self.acquiring = Some(tokio::spawn(async move {
             let result = acquire.await.and_then(|state| {
                 if state.step == step {
                     return Ok((state.digest(), Arc::new(state)));
@@ -341,14 +359,23 @@ impl Shell {
                     "holds step {held}, step {step} was asked for"
                 )))
             });
-            let _ = arrivals.send(Arrival { step, result }).await;
-        });
+            let arrival = Arrival {
+                acquisition,
+                step,
+                result,
+            };
+            let _ = arrivals.send(arrival).await;
+        }));
     }
 
-    /// Takes a state that was initialised, loaded or copied.
-    fn arrived(&mut self, arrival: Arrival) -> Event {
+    /// Takes a state that was initialised, loaded or copied; one that was asked for before the
+    /// last is dropped.
+    fn arrived(&mut self, arrival: Arrival) -> Option<Event> {
+        if arrival.acquisition != self.acquisition {
+            return None;
+        }
         let step = arrival.step;
-        match arrival.result {
+        Some(match arrival.result {
             Ok((digest, state)) => {
                 self.hold(&state);
                 Event::StateArrived { step, digest }
@@ -358,7 +385,7 @@ impl Shell {
                 let error = error.to_string();
                 Event::StateFailed { step, error }
             }
-        }
+        })
     }
 
     fn load(&mut self, step: u64, manifest: String) {
@@ -411,6 +438,7 @@ impl Shell {
 
 /// The outcome of an init, load or copy.
 struct Arrival {
+    acquisition: u64,
     step: u64,
     result: Result<(Digest, Arc<TrainState>), WorkerError>,
 }

@@ -1,6 +1,13 @@
-//! Checkpoints as the coordinator sees them: who stores which part, and when all are there.
+//! Checkpoints and receipts as the coordinator sees them: who stores which part, and when all are
+//! there.
 
 use super::*;
+
+/// Receipts that may wait for the next checkpoint; more are put into the ledger before it, so that
+/// no message that carries them grows beyond a quarter of gRPC's limit.
+const RECEIPTS_WAITING_MAX: usize = 2048;
+/// Durable receipts kept for watchers that come late.
+const RECEIPTS_KEPT: u64 = 2048;
 
 /// The manifest of a step's checkpoint, relative to the run's root.
 pub fn manifest_file(step: u64) -> String {
@@ -10,19 +17,25 @@ pub fn manifest_file(step: u64) -> String {
 /// A checkpoint whose parts are being stored.
 #[derive(Debug)]
 pub(super) struct OpenCheckpoint {
-    step: u64,
-    parts: BTreeMap<u32, v1::PartStored>,
-    receipts: Vec<v1::StepRecord>,
-    storing: bool,
+    pub(super) step: u64,
+    stored: BTreeMap<u32, v1::PartStored>,
+    /// Workers that were told to store a part and have not said how it went.
+    storing: BTreeMap<u32, BTreeSet<u64>>,
+    /// Receipts and manifest are being written.
+    closing: bool,
 }
 
 impl Core {
-    /// Parts for each rank when the state of `step` is to be stored: each part by two workers where
-    /// there are two, so that a death does not lose it.
-    pub(super) fn snapshot_parts(&mut self, step: u64, fx: &mut Vec<Effect>) -> Vec<Vec<u32>> {
+    /// Parts for each member when the state of `step` is to be stored: each part by two workers
+    /// where there are two, so that a death does not lose it.
+    pub(super) fn snapshot_parts(
+        &mut self,
+        step: u64,
+        fx: &mut Vec<Effect>,
+    ) -> BTreeMap<u64, Vec<u32>> {
         let due = step.is_multiple_of(self.s.checkpoint_every) || step == self.s.steps_total;
-        if !due || self.s.manifests.contains(&step) {
-            return Vec::new();
+        if !due || self.durable.manifests.contains(&step) {
+            return BTreeMap::new();
         }
         if let Some(open) = &self.checkpoint {
             let text = format!(
@@ -31,30 +44,65 @@ impl Core {
             );
             self.notice(text, fx);
         }
+        self.open_checkpoint(step);
+        self.assign_parts()
+    }
+
+    pub(super) fn open_checkpoint(&mut self, step: u64) {
         self.checkpoint = Some(OpenCheckpoint {
             step,
-            parts: BTreeMap::new(),
-            receipts: Vec::new(),
-            storing: false,
+            stored: BTreeMap::new(),
+            storing: (0..self.s.checkpoint_parts)
+                .map(|part| (part, BTreeSet::new()))
+                .collect(),
+            closing: false,
         });
-        let ranks = self.members.len();
-        let mut by_rank = vec![Vec::new(); ranks];
-        for part in 0..self.s.checkpoint_parts {
-            let first = part as usize % ranks;
-            by_rank[first].push(part);
-            if ranks > 1 {
-                by_rank[(first + 1) % ranks].push(part);
+    }
+
+    /// Hands out the parts that nobody stores; returns them by member.
+    pub(super) fn assign_parts(&mut self) -> BTreeMap<u64, Vec<u32>> {
+        let mut by_member: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        let Some(open) = &mut self.checkpoint else {
+            return by_member;
+        };
+        let copies = self.members.len().min(2);
+        for (part, storing) in &mut open.storing {
+            if !storing.is_empty() || open.stored.contains_key(part) {
+                continue;
+            }
+            for copy in 0..copies {
+                let member = self.members[(*part as usize + copy) % self.members.len()];
+                storing.insert(member);
+                by_member.entry(member).or_default().push(*part);
             }
         }
-        by_rank
+        by_member
+    }
+
+    /// A worker is gone with the parts that it had not stored. The last state is still held by
+    /// others; an earlier one is not, so its checkpoint is given up.
+    pub(super) fn lose_parts_of(&mut self, id: u64, fx: &mut Vec<Effect>) {
+        let last = self.s.steps_total;
+        let Some(open) = &mut self.checkpoint else {
+            return;
+        };
+        for storing in open.storing.values_mut() {
+            storing.remove(&id);
+        }
+        let lost = |(part, storing): (&u32, &BTreeSet<u64>)| {
+            storing.is_empty() && !open.stored.contains_key(part)
+        };
+        if open.step != last && !open.closing && open.storing.iter().any(lost) {
+            let step = open.step;
+            self.checkpoint = None;
+            let text = format!("the checkpoint of step {step} is given up: a part died with {id}");
+            self.notice(text, fx);
+        }
     }
 
     pub(super) fn part_stored(&mut self, part: v1::PartStored, fx: &mut Vec<Effect>) {
-        let Some(open) = self
-            .checkpoint
-            .as_mut()
-            .filter(|c| c.step == part.step && !c.storing)
-        else {
+        let current = |c: &&mut OpenCheckpoint| c.step == part.step && !c.closing;
+        let Some(open) = self.checkpoint.as_mut().filter(current) else {
             return;
         };
         if !part.error.is_empty() {
@@ -67,7 +115,7 @@ impl Core {
             }
             return;
         }
-        if let Some(other) = open.parts.get(&part.part)
+        if let Some(other) = open.stored.get(&part.part)
             && other.sha256 != part.sha256
         {
             let text = format!(
@@ -77,16 +125,14 @@ impl Core {
             self.fail(text, fx);
             return;
         }
-        open.parts.insert(part.part, part);
-        if open.parts.len() == self.s.checkpoint_parts as usize {
-            open.storing = true;
-            let step = open.step;
-            let older = |r: &v1::StepRecord| r.step < step;
-            open.receipts = self.receipts.iter().filter(|r| older(r)).cloned().collect();
+        open.stored.insert(part.part, part);
+        if open.stored.len() == self.s.checkpoint_parts as usize {
+            open.closing = true;
+            let (step, parts) = (open.step, open.stored.values().cloned().collect());
             fx.push(Effect::StoreCheckpoint {
                 step,
-                receipts: open.receipts.clone(),
-                parts: open.parts.values().cloned().collect(),
+                receipts: self.receipts_to_store(step),
+                parts,
             });
         }
     }
@@ -95,11 +141,67 @@ impl Core {
         if self.checkpoint.as_ref().is_some_and(|c| c.step == step) {
             self.checkpoint = None;
         }
-        self.receipts.retain(|r| r.step >= step);
-        if !self.s.manifests.contains(&step) {
-            self.s.manifests.push(step);
-            self.s.manifests.sort_unstable();
-        }
+        self.receipts_are_durable(step);
+        self.durable.manifests.insert(step);
         self.emit(|e| e.checkpoint = step, fx);
+    }
+
+    /// Receipts of steps below `step` that the ledger lacks.
+    fn receipts_to_store(&self, step: u64) -> Vec<v1::StepRecord> {
+        let known = self.receipts.range(..step);
+        let missing = known.filter(|(step, _)| !self.durable.receipts.contains_key(step));
+        missing.map(|(_, receipt)| receipt.clone()).collect()
+    }
+
+    pub(super) fn receipts_are_durable(&mut self, below: u64) {
+        self.receipts_durable = self.receipts_durable.max(below);
+        for (step, receipt) in self.receipts.range(..below) {
+            let stored = self.durable.receipts.entry(*step);
+            stored.or_insert_with(|| receipt.clone());
+        }
+        let kept = self
+            .receipts_durable
+            .min(self.committed.saturating_sub(RECEIPTS_KEPT));
+        self.receipts = self.receipts.split_off(&kept);
+    }
+
+    /// Puts receipts into the ledger when too many wait for a checkpoint.
+    pub(super) fn store_waiting_receipts(&mut self, fx: &mut Vec<Effect>) {
+        let waiting = self.committed.saturating_sub(self.receipts_durable);
+        if waiting as usize >= RECEIPTS_WAITING_MAX && !self.storing_receipts {
+            let receipts = self.receipts_to_store(self.committed);
+            if !receipts.is_empty() {
+                self.storing_receipts = true;
+                fx.push(Effect::StoreReceipts(receipts));
+            }
+        }
+    }
+
+    /// Takes what workers kept of committed steps; says which step differs from what is known.
+    pub(super) fn merge_receipts(&mut self, receipts: &[v1::StepRecord]) -> Option<String> {
+        for receipt in receipts {
+            if let Some(text) = self.differs(receipt) {
+                return Some(text);
+            }
+            if !self.durable.receipts.contains_key(&receipt.step) {
+                self.receipts.insert(receipt.step, receipt.clone());
+            }
+        }
+        None
+    }
+
+    /// Whether a step came out otherwise than the first time.
+    pub(super) fn differs(&self, receipt: &v1::StepRecord) -> Option<String> {
+        let step = receipt.step;
+        let stored = self.durable.receipts.get(&step);
+        let first = stored.or_else(|| self.receipts.get(&step))?;
+        let bits = |r: &v1::StepRecord| (r.sum_digest.clone(), r.pairs_digest.clone());
+        (bits(first) != bits(receipt)).then(|| {
+            format!(
+                "step {step} was recomputed to gradient {} of pairs {}, its receipt says {} of {}: \
+                 the bits differ from the first time",
+                receipt.sum_digest, receipt.pairs_digest, first.sum_digest, first.pairs_digest
+            )
+        })
     }
 }

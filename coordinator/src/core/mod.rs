@@ -1,11 +1,14 @@
 //! The pure heart: [`Core::apply`]`(now, event) -> effects`.
 //!
 //! No async, clock, randomness, logging or unordered iteration. Conditions are level-triggered:
-//! every event changes facts, then [`Core::advance`] does what the facts allow. The shell executes
+//! every event changes facts, then `advance` does what the facts allow. The shell executes
 //! effects in order, a journal entry before what follows it, so that nothing is announced that is
 //! not written.
 
 mod checkpoint;
+mod finish;
+mod generation;
+mod membership;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,11 +19,6 @@ use belfry_proto::{Digest, LaneRange, lanes};
 
 use checkpoint::OpenCheckpoint;
 pub use checkpoint::manifest_file;
-
-/// Exchanges of one step that may fail between living workers before the accused is removed.
-const TROUBLES_MAX: u32 = 3;
-/// Failed copies of one newcomer before it is left alone until it connects again.
-const COPIES_MAX: u32 = 5;
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Millis = u64;
@@ -50,29 +48,36 @@ pub struct Settings {
     pub nodes_max: u32,
     /// Whether the run evaluates.
     pub evaluates: bool,
-    /// Digests of steps whose receipts are durable already, by step, in hex.
-    pub receipts: BTreeMap<u64, String>,
-    /// Steps of checkpoints whose manifests exist, ascending.
-    pub manifests: Vec<u64>,
     /// This leadership.
     pub term: u64,
+}
+
+/// What earlier terms made durable.
+#[derive(Clone, Debug, Default)]
+pub struct Durable {
     /// Highest generation journaled.
     pub generation: u64,
+    /// Receipts in the ledger, by step.
+    pub receipts: BTreeMap<u64, v1::StepRecord>,
+    /// Evaluations, by step.
+    pub evaluations: BTreeMap<u64, v1::Evaluated>,
+    /// Steps of checkpoints whose manifests exist.
+    pub manifests: BTreeSet<u64>,
 }
 
 /// Something happened.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A worker's session began.
-    Hello(v1::Hello),
-    /// A worker said something.
+    /// A worker's session began. Sessions are numbered by the shell and never reused.
+    Hello(u64, v1::Hello),
+    /// A worker said something in this session.
     Message(u64, up::Body),
-    /// A worker's session ended.
-    Gone {
-        /// Who.
-        worker_id: u64,
-        /// Which process of it.
-        incarnation: u64,
+    /// This session ended.
+    Gone(u64),
+    /// Receipts of all steps below this one are in the ledger.
+    ReceiptsDurable {
+        /// One past the last step.
+        below: u64,
     },
     /// Receipts and manifest of a checkpoint are durable.
     CheckpointDurable {
@@ -80,12 +85,14 @@ pub enum Event {
         step: u64,
     },
     /// They could not be made so.
-    CheckpointFailed {
-        /// Its step.
-        step: u64,
+    StoreFailed {
+        /// What was being stored.
+        what: String,
+        /// The checkpoint's step, if it was one.
+        checkpoint: Option<u64>,
         /// Why.
         error: String,
-        /// Whether stored receipts differ from this run's, which ends it.
+        /// Whether what is stored differs from this run's, which ends it.
         alarm: bool,
     },
     /// Time passed.
@@ -104,18 +111,31 @@ pub enum Effect {
         /// Its members.
         members: Vec<u64>,
     },
-    /// Say this to a worker.
+    /// Say this in a session.
     Send(u64, down::Body),
-    /// End a worker's session.
+    /// End a session.
     Close(u64),
+    /// Put receipts into the ledger; answered by [`Event::ReceiptsDurable`].
+    StoreReceipts(Vec<v1::StepRecord>),
     /// Make receipts, then the manifest durable.
     StoreCheckpoint {
         /// Its step.
         step: u64,
-        /// Receipts since the last checkpoint.
+        /// Receipts that are not durable yet, ascending.
         receipts: Vec<v1::StepRecord>,
         /// Its parts, ascending.
         parts: Vec<v1::PartStored>,
+    },
+    /// Keep an evaluation.
+    StoreEvaluation(v1::Evaluated),
+    /// Write down how the run ended; what follows waits for it.
+    StoreResult {
+        /// Hashes and the exported file.
+        exported: v1::Exported,
+        /// Receipt of the last step.
+        last: Option<v1::StepRecord>,
+        /// All evaluations, ascending.
+        evaluations: Vec<v1::Evaluated>,
     },
     /// Tell watchers.
     Emit(Box<v1::RunEvent>),
@@ -135,18 +155,19 @@ enum Phase {
     },
     Loading {
         step: u64,
+        request: u64,
         asked: BTreeSet<u64>,
         digests: BTreeMap<u64, Digest>,
     },
     Training,
-    Finishing {
-        since: Millis,
-    },
+    Finishing,
     Over,
 }
 
+/// A worker with a session.
 #[derive(Clone, Debug)]
 struct Worker {
+    session: u64,
     incarnation: u64,
     address: String,
     fingerprint: String,
@@ -155,17 +176,35 @@ struct Worker {
     applied_digest: Option<Digest>,
     pending_digest: Option<Digest>,
     nodes: Vec<LaneRange>,
-    copying: Option<(u64, Millis)>,
-    copies: u32,
+    copying: Option<Copying>,
+    copies_failed: u32,
+    /// No copy is begun before this time.
+    copy_after: Millis,
+    /// Since when, and in how many heartbeats, it does nothing for the open generation.
+    idle: Option<(Millis, u32)>,
     leaving: bool,
+}
+
+/// A newcomer's copy of the state.
+#[derive(Clone, Copy, Debug)]
+struct Copying {
+    step: u64,
+    request: u64,
+    /// The commit of `step` is withheld until then.
+    until: Millis,
 }
 
 /// The coordinator's state.
 #[derive(Debug)]
 pub struct Core {
     s: Settings,
+    durable: Durable,
     phase: Phase,
     workers: BTreeMap<u64, Worker>,
+    generation: u64,
+    last_tick: Millis,
+    /// Loads and copies asked for in this term.
+    requests: u64,
     /// Committed updates: the open step.
     committed: u64,
     /// Digest of the gradient committed last, if this term saw it.
@@ -177,19 +216,25 @@ pub struct Core {
     trouble: Option<(Millis, Vec<u64>)>,
     troubles: u32,
     evaluator: Option<u64>,
-    evaluated: BTreeMap<u64, v1::Evaluated>,
     exported: Option<v1::Exported>,
     checkpoint: Option<OpenCheckpoint>,
-    receipts: Vec<v1::StepRecord>,
+    /// Receipts that are not durable, and recent ones for watchers.
+    receipts: BTreeMap<u64, v1::StepRecord>,
+    /// Receipts below this step are durable.
+    receipts_durable: u64,
+    storing_receipts: bool,
     waiting_for: String,
 }
 
 impl Core {
     /// A leader at `now` that has heard of nobody yet.
-    pub fn new(now: Millis, settings: Settings) -> Self {
+    pub fn new(now: Millis, settings: Settings, durable: Durable) -> Self {
         Core {
             phase: Phase::Gathering { since: now },
             workers: BTreeMap::new(),
+            generation: durable.generation,
+            last_tick: now,
+            requests: 0,
             committed: 0,
             committed_digest: None,
             members: Vec::new(),
@@ -199,12 +244,14 @@ impl Core {
             trouble: None,
             troubles: 0,
             evaluator: None,
-            evaluated: BTreeMap::new(),
             exported: None,
             checkpoint: None,
-            receipts: Vec::new(),
+            receipts: BTreeMap::new(),
+            receipts_durable: durable.receipts.keys().last().map_or(0, |s| s + 1),
+            storing_receipts: false,
             waiting_for: String::new(),
             s: settings,
+            durable,
         }
     }
 
@@ -214,12 +261,12 @@ impl Core {
             Phase::Gathering { .. } => "gathering",
             Phase::Loading { .. } => "loading",
             Phase::Training => "training",
-            Phase::Finishing { .. } => "finishing",
+            Phase::Finishing => "finishing",
             Phase::Over => "finished",
         };
         v1::RunEvent {
             term: self.s.term,
-            generation: self.s.generation,
+            generation: self.generation,
             step: self.committed,
             steps_total: self.s.steps_total,
             phase: phase.into(),
@@ -229,6 +276,11 @@ impl Core {
         }
     }
 
+    /// Receipts from `step` on, as far as they are still kept.
+    pub fn receipts_from(&self, step: u64) -> impl Iterator<Item = &v1::StepRecord> {
+        self.receipts.range(step..).map(|(_, receipt)| receipt)
+    }
+
     /// One event in, effects out.
     pub fn apply(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         let mut fx = Vec::new();
@@ -236,25 +288,35 @@ impl Core {
             return fx;
         }
         match event {
-            Event::Hello(hello) => self.hello(now, hello, &mut fx),
-            Event::Message(id, body) => self.message(now, id, body, &mut fx),
-            Event::Gone {
-                worker_id,
-                incarnation,
-            } => {
-                if self
-                    .workers
-                    .get(&worker_id)
-                    .is_some_and(|w| w.incarnation == incarnation)
-                {
-                    self.lose(now, worker_id, "its connection closed", &mut fx);
+            Event::Hello(session, hello) => self.hello(now, session, hello, &mut fx),
+            Event::Message(session, body) => {
+                if let Some(id) = self.by_session(session) {
+                    self.message(now, id, body, &mut fx);
                 }
             }
+            Event::Gone(session) => {
+                if let Some(id) = self.by_session(session) {
+                    self.lose(now, id, "its connection closed", &mut fx);
+                }
+            }
+            Event::ReceiptsDurable { below } => {
+                self.storing_receipts = false;
+                self.receipts_are_durable(below);
+            }
             Event::CheckpointDurable { step } => self.checkpoint_durable(step, &mut fx),
-            Event::CheckpointFailed { step, error, alarm } => {
-                self.checkpoint = None;
-                let text = format!("the checkpoint of step {step} failed: {error}");
-                if alarm || step == self.s.steps_total {
+            Event::StoreFailed {
+                what,
+                checkpoint,
+                error,
+                alarm,
+            } => {
+                let text = format!("{what} could not be stored: {error}");
+                if checkpoint.is_some() {
+                    self.checkpoint = None;
+                } else {
+                    self.storing_receipts = false;
+                }
+                if alarm || checkpoint == Some(self.s.steps_total) {
                     self.fail(text, &mut fx);
                 } else {
                     self.notice(text, &mut fx);
@@ -265,6 +327,45 @@ impl Core {
         self.advance(now, &mut fx);
         self.check_invariants();
         fx
+    }
+
+    /// Does what the facts allow.
+    fn advance(&mut self, now: Millis, fx: &mut Vec<Effect>) {
+        match &self.phase {
+            Phase::Gathering { since } => self.advance_gathering(*since, now, fx),
+            Phase::Loading { .. } => self.advance_loading(now, fx),
+            Phase::Training => self.advance_training(now, fx),
+            Phase::Finishing => self.advance_finishing(fx),
+            Phase::Over => {}
+        }
+    }
+
+    fn message(&mut self, now: Millis, id: u64, body: up::Body, fx: &mut Vec<Effect>) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        worker.last_seen = now;
+        match body {
+            up::Body::Hello(_) | up::Body::Applied(_) => {}
+            up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
+            up::Body::Ready(ready) => self.take_ready(id, ready),
+            up::Body::PeerTrouble(t) => {
+                if t.generation == self.generation && self.trouble.is_none() {
+                    let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
+                    self.trouble = Some((now, accused.copied().collect()));
+                    self.notice(format!("worker {id} reports trouble: {}", t.detail), fx);
+                }
+            }
+            up::Body::StateReady(ready) => self.state_ready(now, id, ready, fx),
+            up::Body::PartStored(part) => self.part_stored(part, fx),
+            up::Body::Evaluated(evaluated) => self.take_evaluated(id, evaluated, fx),
+            up::Body::Exported(exported) => self.take_exported(id, exported, fx),
+            up::Body::Leaving(leaving) => {
+                worker.leaving = true;
+                self.notice(format!("worker {id} leaves: {}", leaving.reason), fx);
+            }
+            up::Body::Fatal(fatal) => self.fail(format!("worker {id}: {}", fatal.error), fx),
+        }
     }
 
     /// What must hold after every event.
@@ -286,8 +387,14 @@ impl Core {
         let fenced = self
             .ready
             .values()
-            .all(|r| r.step == self.committed && r.generation == self.s.generation);
+            .all(|r| r.step == self.committed && r.generation == self.generation);
         assert!(fenced, "a ready of another step or generation is kept");
+        let sessions: BTreeSet<u64> = self.workers.values().map(|w| w.session).collect();
+        assert_eq!(
+            sessions.len(),
+            self.workers.len(),
+            "two workers in one session"
+        );
     }
 
     fn emit(&self, fill: impl FnOnce(&mut v1::RunEvent), fx: &mut Vec<Effect>) {
@@ -307,330 +414,27 @@ impl Core {
         }
     }
 
+    fn send(&self, id: u64, body: down::Body, fx: &mut Vec<Effect>) {
+        if let Some(worker) = self.workers.get(&id) {
+            fx.push(Effect::Send(worker.session, body));
+        }
+    }
+
     fn fail(&mut self, reason: String, fx: &mut Vec<Effect>) {
         self.end(false, reason, fx);
     }
+}
 
-    fn end(&mut self, success: bool, reason: String, fx: &mut Vec<Effect>) {
-        self.phase = Phase::Over;
-        for id in self.workers.keys() {
-            let body = v1::Finished {
-                success,
-                reason: reason.clone(),
-            };
-            fx.push(Effect::Send(*id, down::Body::Finished(body)));
-        }
-        let exported = self.exported.clone();
-        let text = reason.clone();
-        self.emit(
-            |e| {
-                e.phase = if success { "finished" } else { "failed" }.into();
-                e.exported = exported;
-                e.notice = text;
-            },
-            fx,
-        );
-        fx.push(Effect::Finish { success, reason });
+fn to_node(range: &LaneRange) -> v1::Node {
+    v1::Node {
+        start: range.start,
+        end: range.end,
     }
+}
 
-    fn hello(&mut self, now: Millis, hello: v1::Hello, fx: &mut Vec<Effect>) {
-        let id = hello.worker_id;
-        let refusal =
-            if hello.run_id != self.s.run_id {
-                Some("it belongs to another run: configuration or root differ".to_owned())
-            } else {
-                self.workers.values().find(|w| w.fingerprint != hello.fingerprint).map(|w| {
-                let (a, b) = (&hello.fingerprint, &w.fingerprint);
-                format!("its numeric fingerprint `{a}` is not the run's `{b}`: bits would differ")
-            })
-            };
-        if let Some(reason) = refusal {
-            fx.push(Effect::Send(
-                id,
-                down::Body::Refused(v1::Refused {
-                    reason: reason.clone(),
-                }),
-            ));
-            self.notice(format!("worker {id} is refused: {reason}"), fx);
-            return;
-        }
-        if self.workers.contains_key(&id) {
-            self.lose(now, id, "it connected again", fx);
-        }
-        let range = |n: &v1::Node| LaneRange {
-            start: n.start,
-            end: n.end,
-        };
-        let worker = Worker {
-            incarnation: hello.incarnation,
-            address: hello.data_address,
-            fingerprint: hello.fingerprint,
-            last_seen: now,
-            applied: hello.has_state.then_some(hello.applied),
-            applied_digest: Digest::from_bytes(&hello.applied_digest),
-            pending_digest: Digest::from_bytes(&hello.pending_digest),
-            nodes: hello.nodes.iter().map(range).collect(),
-            copying: None,
-            copies: 0,
-            leaving: false,
-        };
-        self.workers.insert(id, worker);
-        let welcome = v1::Welcome {
-            term: self.s.term,
-            heartbeat_ms: (self.s.stall_ms / 10) as u32,
-            silence_ms: self.s.stall_ms as u32,
-        };
-        fx.push(Effect::Send(id, down::Body::Welcome(welcome)));
-        self.notice(format!("worker {id} is here"), fx);
-    }
-
-    fn message(&mut self, now: Millis, id: u64, body: up::Body, fx: &mut Vec<Effect>) {
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        worker.last_seen = now;
-        match body {
-            up::Body::Hello(_) | up::Body::Heartbeat(_) | up::Body::Applied(_) => {}
-            up::Body::Ready(ready) => {
-                let fenced = ready.term == self.s.term
-                    && ready.generation == self.s.generation
-                    && ready.step == self.committed;
-                if fenced && self.phase == Phase::Training && self.members.contains(&id) {
-                    worker.pending_digest = Digest::from_bytes(&ready.sum_digest);
-                    self.ready.insert(id, ready);
-                }
-            }
-            up::Body::PeerTrouble(t) => {
-                if t.generation == self.s.generation && self.trouble.is_none() {
-                    let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
-                    self.trouble = Some((now, accused.copied().collect()));
-                    self.notice(format!("worker {id} reports trouble: {}", t.detail), fx);
-                }
-            }
-            up::Body::StateReady(ready) => self.state_ready(id, ready, fx),
-            up::Body::PartStored(part) => self.part_stored(part, fx),
-            up::Body::Evaluated(evaluated) => {
-                if self.evaluator == Some(id) {
-                    self.evaluator = None;
-                    if evaluated.error.is_empty() {
-                        self.evaluated.insert(evaluated.step, evaluated.clone());
-                        self.emit(|e| e.evaluated = Some(evaluated), fx);
-                    } else {
-                        self.fail(format!("evaluation failed: {}", evaluated.error), fx);
-                    }
-                }
-            }
-            up::Body::Exported(exported) => {
-                if self.evaluator == Some(id) {
-                    self.evaluator = None;
-                    if exported.error.is_empty() {
-                        self.exported = Some(exported);
-                    } else {
-                        self.fail(format!("the export failed: {}", exported.error), fx);
-                    }
-                }
-            }
-            up::Body::Leaving(leaving) => {
-                worker.leaving = true;
-                self.notice(format!("worker {id} leaves: {}", leaving.reason), fx);
-            }
-            up::Body::Fatal(fatal) => self.fail(format!("worker {id}: {}", fatal.error), fx),
-        }
-    }
-
-    fn silence(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let limit = self.s.stall_ms;
-        let quiet = |w: &Worker| now.saturating_sub(w.last_seen) > limit;
-        let silent: Vec<u64> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| quiet(w))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in silent {
-            self.lose(now, id, "nothing was heard from it in time", fx);
-            fx.push(Effect::Close(id));
-        }
-    }
-
-    fn lose(&mut self, now: Millis, id: u64, why: &str, fx: &mut Vec<Effect>) {
-        self.workers.remove(&id);
-        if self.evaluator == Some(id) {
-            self.evaluator = None;
-        }
-        self.notice(format!("worker {id} is lost: {why}"), fx);
-        let Some(place) = self.members.iter().position(|m| *m == id) else {
-            if let Phase::Loading { asked, digests, .. } = &mut self.phase {
-                asked.remove(&id);
-                digests.remove(&id);
-            }
-            return;
-        };
-        self.members.remove(place);
-        match self.phase {
-            Phase::Training if !self.members.is_empty() => self.open_generation(fx),
-            Phase::Training | Phase::Finishing { .. } if self.members.is_empty() => {
-                self.gather(now);
-            }
-            _ => {}
-        }
-    }
-
-    /// Back to the beginning: nobody who is a member is left.
-    fn gather(&mut self, now: Millis) {
-        self.phase = Phase::Gathering { since: now };
-        self.members.clear();
-        self.nodes_now.clear();
-        self.ready.clear();
-        self.trouble = None;
-        self.checkpoint = None;
-    }
-
-    /// Does what the facts allow.
-    fn advance(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        match &self.phase {
-            Phase::Gathering { since } => {
-                let waited = now.saturating_sub(*since);
-                self.advance_gathering(waited, fx);
-            }
-            Phase::Loading { .. } => self.advance_loading(now, fx),
-            Phase::Training => self.advance_training(now, fx),
-            Phase::Finishing { since } => {
-                let waited = now.saturating_sub(*since);
-                self.advance_finishing(waited, fx);
-            }
-            Phase::Over => {}
-        }
-    }
-
-    fn advance_gathering(&mut self, waited: Millis, fx: &mut Vec<Effect>) {
-        let here = self.workers.len();
-        let late = waited > 2 * self.s.stall_ms;
-        if here < self.s.min_workers || (here < self.s.expected_workers && !late) {
-            let wanted = self.s.expected_workers.max(self.s.min_workers);
-            self.wait_for(format!("{here} of {wanted} workers are here"), fx);
-            return;
-        }
-        self.wait_for(String::new(), fx);
-        let newest = self.workers.values().filter_map(|w| w.applied).max();
-        if let Some(step) = newest {
-            // Whoever applied it proves that it was committed.
-            self.committed = step;
-            let holder = self.workers.values().find(|w| w.applied == Some(step));
-            self.committed_digest = holder.and_then(|w| w.applied_digest);
-            self.receipts.clear();
-            self.open_generation(fx);
-            return;
-        }
-        let step = self.s.manifests.last().copied().unwrap_or(0);
-        let manifest = match self.s.manifests.last() {
-            Some(step) => checkpoint::manifest_file(*step),
-            None => String::new(),
-        };
-        let load = v1::LoadState {
-            term: self.s.term,
-            step,
-            manifest,
-        };
-        for id in self.workers.keys() {
-            fx.push(Effect::Send(*id, down::Body::LoadState(load.clone())));
-        }
-        let asked = self.workers.keys().copied().collect();
-        self.phase = Phase::Loading {
-            step,
-            asked,
-            digests: BTreeMap::new(),
-        };
-        let what = if step == 0 {
-            "the initial state".into()
-        } else {
-            format!("step {step}")
-        };
-        self.notice(format!("loading {what} on {here} workers"), fx);
-    }
-
-    fn advance_loading(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let Phase::Loading {
-            step,
-            asked,
-            digests,
-        } = &self.phase
-        else {
-            return;
-        };
-        if asked.is_empty() {
-            self.gather(now);
-            return;
-        }
-        if digests.len() < asked.len() {
-            return;
-        }
-        let distinct: BTreeSet<Digest> = digests.values().copied().collect();
-        if distinct.len() > 1 {
-            let told: Vec<String> = digests.iter().map(|(w, d)| format!("{w}: {d}")).collect();
-            let text = format!(
-                "step {step}: workers loaded different bits ({})",
-                told.join(", ")
-            );
-            self.fail(text, fx);
-            return;
-        }
-        self.committed = *step;
-        self.committed_digest = None;
-        self.receipts.clear();
-        self.open_generation(fx);
-    }
-
-    fn state_ready(&mut self, id: u64, ready: v1::StateReady, fx: &mut Vec<Effect>) {
-        let digest = Digest::from_bytes(&ready.digest);
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        if let Phase::Loading { step, digests, .. } = &mut self.phase {
-            match digest {
-                Some(digest) if ready.error.is_empty() && ready.step == *step => {
-                    worker.applied = Some(ready.step);
-                    digests.insert(id, digest);
-                }
-                _ => self.load_failed(id, ready, fx),
-            }
-            return;
-        }
-        if worker.copying.take().is_none() {
-            return;
-        }
-        if ready.error.is_empty() && ready.step == self.committed {
-            worker.applied = Some(ready.step);
-            worker.copies = 0;
-        } else {
-            worker.copies += 1;
-            self.notice(
-                format!("worker {id} could not copy the state: {}", ready.error),
-                fx,
-            );
-        }
-    }
-
-    /// A checkpoint that one worker cannot load is given up for an older one, loudly.
-    fn load_failed(&mut self, id: u64, ready: v1::StateReady, fx: &mut Vec<Effect>) {
-        let error = format!(
-            "worker {id} cannot load step {}: {}",
-            ready.step, ready.error
-        );
-        let Some(bad) = self.s.manifests.pop() else {
-            self.fail(error, fx);
-            return;
-        };
-        if self.s.manifests.is_empty() {
-            // Starting over silently would be worse than stopping.
-            self.s.manifests.push(bad);
-            self.fail(error, fx);
-            return;
-        }
-        self.notice(
-            format!("{error}; falling back to the checkpoint before it"),
-            fx,
-        );
-        self.gather(0);
+fn from_node(node: &v1::Node) -> LaneRange {
+    LaneRange {
+        start: node.start,
+        end: node.end,
     }
 }

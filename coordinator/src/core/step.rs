@@ -1,129 +1,21 @@
-//! One step, from the opening of a generation to its commit, and the end of the run.
+//! One step, from readiness to its commit.
 
 use super::*;
 
+/// Exchanges of one step that may fail between living workers before the accused is removed.
+const TROUBLES_MAX: u32 = 3;
+
 impl Core {
-    /// Members of a generation at the open step: whoever holds its state, or holds the gradient that
-    /// leads to it.
-    fn eligible(&self, worker: &Worker) -> bool {
-        if worker.copying.is_some() || worker.leaving {
-            return false;
-        }
-        let one_behind = worker.applied.map(|a| a + 1) == Some(self.committed)
-            && worker.pending_digest.is_some()
-            && worker.pending_digest == self.committed_digest;
-        worker.applied == Some(self.committed) || one_behind
-    }
-
-    /// Opens the next generation at the open step: survivors keep their nodes, lost lanes are handed
-    /// out, new ranges begin with the next step.
-    pub(super) fn open_generation(&mut self, fx: &mut Vec<Effect>) {
-        let old = std::mem::take(&mut self.nodes_now);
-        let chosen = self.workers.iter().filter(|(_, w)| self.eligible(w));
-        self.members = chosen.map(|(id, _)| *id).collect();
-        self.ready.clear();
-        self.trouble = None;
-        if self.members.is_empty() {
-            // Nobody can go on from here: the newest checkpoint will.
-            for worker in self.workers.values_mut() {
-                worker.applied = None;
+    pub(super) fn take_ready(&mut self, id: u64, ready: v1::Ready) {
+        let fenced = ready.term == self.s.term
+            && ready.generation == self.generation
+            && ready.step == self.committed;
+        if fenced && self.phase == Phase::Training && self.members.contains(&id) {
+            if let Some(worker) = self.workers.get_mut(&id) {
+                worker.pending_digest = Digest::from_bytes(&ready.sum_digest);
             }
-            self.gather(0);
-            return;
+            self.ready.insert(id, ready);
         }
-        if self.committed >= self.s.steps_total {
-            self.phase = Phase::Finishing { since: 0 };
-            return;
-        }
-        let cut = lanes::cut(
-            self.s.lanes,
-            &vec![1.0; self.members.len()],
-            self.s.nodes_max,
-        );
-        self.lanes_next = self.members.iter().copied().zip(cut).collect();
-        self.nodes_now = self.assign(&old);
-        self.s.generation += 1;
-        self.phase = Phase::Training;
-        fx.push(Effect::Journal {
-            generation: self.s.generation,
-            committed: self.committed,
-            members: self.members.clone(),
-        });
-        let node = |n: &LaneRange| v1::Node {
-            start: n.start,
-            end: n.end,
-        };
-        let members: Vec<v1::Member> = self
-            .members
-            .iter()
-            .map(|id| v1::Member {
-                worker_id: *id,
-                data_address: self.workers[id].address.clone(),
-                nodes_now: self.nodes_now[id].iter().map(node).collect(),
-                lanes_start: self.lanes_next[id].start,
-                lanes_end: self.lanes_next[id].end,
-            })
-            .collect();
-        for id in &self.members {
-            let open = v1::OpenGeneration {
-                term: self.s.term,
-                generation: self.s.generation,
-                step: self.committed,
-                members: members.clone(),
-            };
-            fx.push(Effect::Send(*id, down::Body::OpenGeneration(open)));
-        }
-        for id in &self.members {
-            if let Some(worker) = self.workers.get_mut(id) {
-                worker.applied = Some(self.committed);
-                worker.nodes.clear();
-            }
-        }
-        let text = format!(
-            "generation {} of {} workers",
-            self.s.generation,
-            self.members.len()
-        );
-        self.notice(text, fx);
-    }
-
-    /// Nodes of the open step by member; together they tile the lanes.
-    fn assign(&self, old: &BTreeMap<u64, Vec<LaneRange>>) -> BTreeMap<u64, Vec<LaneRange>> {
-        let mut held: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
-        let mut free: BTreeSet<u32> = (0..self.s.lanes).collect();
-        for id in &self.members {
-            let worker = &self.workers[id];
-            // A member of the last generation has its assignment; after a coordinator's restart it
-            // has said what it holds. A worker one step behind holds nothing of this step.
-            let own = match old.get(id) {
-                Some(nodes) => nodes.as_slice(),
-                None if worker.applied == Some(self.committed) => worker.nodes.as_slice(),
-                None => &[],
-            };
-            let lanes = own.iter().flat_map(|n| n.start..n.end);
-            let kept: BTreeSet<u32> = lanes.filter(|lane| free.remove(lane)).collect();
-            held.insert(*id, kept);
-        }
-        if free.len() as u32 == self.s.lanes {
-            for (id, range) in &self.lanes_next {
-                held.insert(*id, range.clone().collect());
-            }
-        } else if !free.is_empty() {
-            // Newcomers begin with the next step; survivors share what was lost, as evenly as may be.
-            let survivors: Vec<u64> = self
-                .members
-                .iter()
-                .copied()
-                .filter(|id| !held[id].is_empty())
-                .collect();
-            let missing: Vec<u32> = free.into_iter().collect();
-            let share = missing.len().div_ceil(survivors.len());
-            for (id, lost) in survivors.iter().zip(missing.chunks(share)) {
-                held.entry(*id).or_default().extend(lost);
-            }
-        }
-        let nodes = |lanes: &BTreeSet<u32>| lanes::maximal_nodes(self.s.lanes, lanes);
-        held.iter().map(|(id, lanes)| (*id, nodes(lanes))).collect()
     }
 
     pub(super) fn advance_training(&mut self, now: Millis, fx: &mut Vec<Effect>) {
@@ -139,38 +31,16 @@ impl Core {
                 .iter()
                 .any(|(id, w)| w.leaving && member(id) && self.members.len() > 1);
         if joins || leaves {
-            self.open_generation(fx);
+            self.open_generation(now, fx);
             return;
         }
         self.copy_to_newcomers(now, fx);
+        self.store_waiting_receipts(fx);
         if self.settle_trouble(now, fx) || !self.evaluate_first(fx) {
             return;
         }
         if self.members.iter().all(|id| self.ready.contains_key(id)) {
             self.agree(now, fx);
-        }
-    }
-
-    fn copy_to_newcomers(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let sources: Vec<String> = self
-            .members
-            .iter()
-            .map(|id| self.workers[id].address.clone())
-            .collect();
-        for (id, worker) in &mut self.workers {
-            let idle = worker.copying.is_none() && worker.copies < COPIES_MAX;
-            if self.members.contains(id) || worker.leaving || !idle {
-                continue;
-            }
-            worker.copying = Some((self.committed, now + self.s.stall_ms));
-            worker.applied = None;
-            let (term, step) = (self.s.term, self.committed);
-            let copy = v1::CopyState {
-                term,
-                step,
-                sources: sources.clone(),
-            };
-            fx.push(Effect::Send(*id, down::Body::CopyState(copy)));
         }
     }
 
@@ -185,36 +55,20 @@ impl Core {
             return false;
         }
         let accused = accused.clone();
+        self.trouble = None;
         self.troubles += 1;
+        let generation = self.generation;
         if self.troubles > TROUBLES_MAX {
             self.troubles = 0;
             for id in accused {
-                let reason = "its peers cannot reach it".to_owned();
-                self.notice(format!("worker {id} is removed: {reason}"), fx);
-                self.workers.remove(&id);
-                fx.push(Effect::Close(id));
+                self.remove(now, id, "its peers cannot reach it", fx);
             }
         }
-        self.open_generation(fx);
+        // Removing a member has opened one already.
+        if self.phase == Phase::Training && self.generation == generation {
+            self.open_generation(now, fx);
+        }
         true
-    }
-
-    /// The first state is judged before it is gone. Returns whether training may go on.
-    fn evaluate_first(&mut self, fx: &mut Vec<Effect>) -> bool {
-        if !self.s.evaluates || self.committed > 0 || self.evaluated.contains_key(&0) {
-            return true;
-        }
-        self.ask_evaluator(|step| down::Body::Evaluate(v1::Evaluate { step }), fx);
-        false
-    }
-
-    fn ask_evaluator(&mut self, ask: impl FnOnce(u64) -> down::Body, fx: &mut Vec<Effect>) {
-        if self.evaluator.is_none()
-            && let Some(first) = self.members.first()
-        {
-            self.evaluator = Some(*first);
-            fx.push(Effect::Send(*first, ask(self.committed)));
-        }
     }
 
     /// All are ready: the same bits are committed, other bits are named.
@@ -225,28 +79,7 @@ impl Core {
             camps.entry(ready.sum_digest.clone()).or_default().push(*id);
         }
         if camps.len() > 1 {
-            let half = self.ready.len() / 2;
-            let minority: Vec<u64> = camps
-                .values()
-                .filter(|ids| ids.len() <= half)
-                .flatten()
-                .copied()
-                .collect();
-            let text = format!("step {step}: workers {minority:?} reduced other bits");
-            if minority.len() == self.ready.len() {
-                self.fail(format!("{text}, and no majority tells who is right"), fx);
-                return;
-            }
-            for id in minority {
-                let reason = text.clone();
-                fx.push(Effect::Send(
-                    id,
-                    down::Body::Refused(v1::Refused { reason }),
-                ));
-                self.workers.remove(&id);
-            }
-            self.notice(format!("{text} and are removed"), fx);
-            self.open_generation(fx);
+            self.expel_minority(now, &camps, fx);
             return;
         }
         if let Some((id, _)) = self.ready.iter().find(|(_, r)| !r.finite) {
@@ -257,48 +90,62 @@ impl Core {
             self.fail(text, fx);
             return;
         }
-        let copying = self.workers.values().filter_map(|w| w.copying);
-        if copying
-            .into_iter()
-            .any(|(at, until)| at == step && now < until)
-        {
+        let mut copying = self.workers.values().filter_map(|w| w.copying);
+        if !copying.any(|c| c.step == step && now < c.until) {
+            self.commit(fx);
+        }
+    }
+
+    fn expel_minority(
+        &mut self,
+        now: Millis,
+        camps: &BTreeMap<Vec<u8>, Vec<u64>>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let step = self.committed;
+        let half = self.ready.len() / 2;
+        let small = camps.values().filter(|ids| ids.len() <= half);
+        let minority: Vec<u64> = small.flatten().copied().collect();
+        let text = format!("step {step}: workers {minority:?} reduced other bits");
+        if minority.len() == self.ready.len() {
+            self.fail(format!("{text}, and no majority tells who is right"), fx);
             return;
         }
-        self.commit(fx);
+        for id in &minority {
+            let reason = text.clone();
+            self.send(*id, down::Body::Refused(v1::Refused { reason }), fx);
+            self.workers.remove(id);
+            self.take_back(*id, fx);
+        }
+        self.notice(format!("{text} and are removed"), fx);
+        self.open_generation(now, fx);
     }
 
     fn commit(&mut self, fx: &mut Vec<Effect>) {
         let step = self.committed;
-        let record = self.record();
-        if let Some(stored) = self.s.receipts.get(&step)
-            && *stored != record.sum_digest
-        {
-            let text = format!(
-                "step {step} was recomputed to digest {}, its receipt says {stored}: the bits \
-                 differ from the first time",
-                record.sum_digest
-            );
-            self.fail(text, fx);
-            return;
+        let receipt = match self.receipt() {
+            Ok(receipt) => receipt,
+            Err(text) => return self.fail(text, fx),
+        };
+        if let Some(text) = self.differs(&receipt) {
+            return self.fail(text, fx);
         }
-        let digest = self
-            .ready
-            .values()
-            .next()
-            .map(|r| r.sum_digest.clone())
-            .unwrap_or_default();
-        let parts = self.snapshot_parts(step + 1, fx);
+        let first = self.ready.values().next();
+        let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
+        let mut parts = self.snapshot_parts(step + 1, fx);
         let last = step + 1 == self.s.steps_total;
-        for (rank, id) in self.members.iter().enumerate() {
+        for id in &self.members {
             let commit = v1::Commit {
                 term: self.s.term,
-                generation: self.s.generation,
+                generation: self.generation,
                 step,
                 sum_digest: digest.clone(),
-                snapshot_parts: parts.get(rank).cloned().unwrap_or_default(),
+                snapshot_parts: parts.remove(id).unwrap_or_default(),
                 last,
+                receipt: Some(receipt.clone()),
+                durable: self.receipts_durable,
             };
-            fx.push(Effect::Send(*id, down::Body::Commit(commit)));
+            self.send(*id, down::Body::Commit(commit), fx);
         }
         self.committed = step + 1;
         self.committed_digest = Digest::from_bytes(&digest);
@@ -313,22 +160,22 @@ impl Core {
             self.nodes_now
                 .insert(*id, lanes::maximal_nodes(self.s.lanes, &next));
         }
-        self.receipts.push(record.clone());
-        self.emit(|e| e.committed = Some(record), fx);
+        self.receipts.insert(step, receipt.clone());
+        self.emit(|e| e.committed = Some(receipt), fx);
         if last {
-            self.phase = Phase::Finishing { since: 0 };
+            self.phase = Phase::Finishing;
         }
     }
 
     /// The step's receipt: lane reports folded in f64 in lane order.
-    fn record(&self) -> v1::StepRecord {
+    fn receipt(&self) -> Result<v1::StepRecord, String> {
         let mut lanes: BTreeMap<u32, &v1::LaneReport> = BTreeMap::new();
-        lanes.extend(
-            self.ready
-                .values()
-                .flat_map(|r| &r.lanes)
-                .map(|l| (l.lane, l)),
-        );
+        let reports = self.ready.values().flat_map(|r| &r.lanes);
+        lanes.extend(reports.map(|report| (report.lane, report)));
+        if let Some(lane) = (0..self.s.lanes).find(|lane| !lanes.contains_key(lane)) {
+            let step = self.committed;
+            return Err(format!("step {step}: nobody reported lane {lane}"));
+        }
         let mut sum = v1::LaneReport::default();
         let mut pairs_digest = 0u128;
         for lane in lanes.values() {
@@ -352,7 +199,7 @@ impl Core {
         };
         let first = self.ready.values().next();
         let digest = first.and_then(|r| Digest::from_bytes(&r.sum_digest));
-        v1::StepRecord {
+        Ok(v1::StepRecord {
             step: self.committed,
             mlm_loss: sum.mlm_loss / micro_batches,
             itm_loss: sum.itm_loss / micro_batches,
@@ -363,32 +210,6 @@ impl Core {
             unmasked_micro_batches: sum.unmasked_micro_batches,
             sum_digest: digest.map(|d| d.to_string()).unwrap_or_default(),
             pairs_digest: Digest(pairs_digest).to_string(),
-        }
-    }
-
-    /// After the last commit: evaluation, export, and the last checkpoint's manifest.
-    pub(super) fn advance_finishing(&mut self, waited: Millis, fx: &mut Vec<Effect>) {
-        let total = self.s.steps_total;
-        if self.members.is_empty() {
-            return;
-        }
-        if self.s.evaluates && !self.evaluated.contains_key(&total) {
-            self.ask_evaluator(|step| down::Body::Evaluate(v1::Evaluate { step }), fx);
-            return;
-        }
-        if self.exported.is_none() {
-            self.ask_evaluator(|step| down::Body::Export(v1::Export { step }), fx);
-            return;
-        }
-        if self.s.manifests.last() == Some(&total) {
-            self.end(true, "trained to the last step".into(), fx);
-        } else if self.checkpoint.is_none() {
-            let text = "the last checkpoint's parts were lost with their workers; start again \
-                        with --resume to recompute them";
-            self.fail(text.into(), fx);
-        } else {
-            let _ = waited;
-            self.wait_for("the last checkpoint's parts".into(), fx);
-        }
+        })
     }
 }

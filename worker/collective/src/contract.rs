@@ -458,6 +458,14 @@ async fn stale_generations_and_other_runs_are_refused_and_disturb_nobody() {
         };
         assert!(named, "{error}");
     }
+    // Counted when the refused connection is closed, which is after the stranger has heard of it.
+    let counted = async {
+        while endpoints[1].refused() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let counted = tokio::time::timeout(Duration::from_secs(10), counted);
+    counted.await.expect("both refusals are counted");
     assert_eq!(endpoints[1].refused(), 2);
     requests.iter_mut().for_each(|r| r.step = 6);
     assert_sums(on_tcp(&endpoints, requests).await, 16, 613);

@@ -7,7 +7,10 @@
 use std::time::Instant;
 
 use belfry_configs::rng::{Key, Purpose};
-use belfry_configs::{ImageTower, Manager, ManagerWeight, Model, TextTower};
+use belfry_configs::{
+    Head, ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model, System, Task,
+    TextKind, TextTower,
+};
 use belfry_model::{Device, Draws, ManagerTower, PretrainBatch, Weights};
 use burn::tensor::{Tensor, TensorData};
 
@@ -19,15 +22,20 @@ const SIDE: usize = 288;
 
 fn base(dropout: f32) -> Model {
     Model {
+        system: System::ManagerTower,
+        task: Task::Pretrain,
         manager: Manager::Aaue,
+        manager_query: ManagerQuery::Fused,
         manager_weight: ManagerWeight::Vector,
         manager_noise: dropout > 0.0,
+        meter_fusion: false,
         hidden: 768,
         heads: 12,
         cross_layers: 6,
         mlp_ratio: 4,
         dropout,
         text: TextTower {
+            kind: TextKind::Roberta,
             layers: 12,
             managed: 6,
             hidden: 768,
@@ -37,6 +45,7 @@ fn base(dropout: f32) -> Model {
             positions: 514,
         },
         image: ImageTower {
+            kind: ImageKind::Clip,
             layers: 12,
             managed: 6,
             hidden: 768,
@@ -44,6 +53,7 @@ fn base(dropout: f32) -> Model {
             size: SIDE as u32,
             patch: 16,
         },
+        head: Head::default(),
     }
 }
 

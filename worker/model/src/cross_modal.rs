@@ -1,4 +1,4 @@
-//! The cross-modal encoder: managers and co-attention layers of both streams (model_spec 4).
+//! The cross-modal encoder: aggregation and co-attention layers of both streams (model_spec 4-7).
 //!
 //! Experts in, the two streams' last outputs out. It refuses to know tasks; it only asks which
 //! outputs someone will read, because what nobody reads is not computed.
@@ -6,11 +6,11 @@
 use burn::tensor::Tensor;
 
 use crate::error::ModelError;
-use crate::layers::{AttentionBlock, FeedForward, LayerSizes, normalise};
-use crate::manager::{EPSILON, Manager, ManagerSizes};
+use crate::layers::{AttentionBlock, FeedForward, LayerNorm, LayerSizes, normalise};
+use crate::manager::{Below, EPSILON, Manager, ManagerSizes};
 use crate::params::Builder;
 use crate::pass::Pass;
-use belfry_configs::Model;
+use belfry_configs::{Manager as Kind, Model, System};
 
 /// The cross-modal layers' epsilon: RoBERTa's library default, not its published one [!].
 pub(crate) const CROSS_EPSILON: f32 = 1e-12;
@@ -60,10 +60,85 @@ impl CrossLayer {
     }
 }
 
-/// Managers and layers of one stream.
+/// How a stream's experts and its cross-modal layers come together.
+#[derive(Clone, Debug)]
+enum Aggregation {
+    /// ManagerTower: a manager in front of every layer (model_spec 5).
+    Managers(Vec<Manager>),
+    /// BridgeTower: layer i sees expert i, added to the layer below and normed (model_spec 6).
+    LinkTowers(Vec<LayerNorm>),
+    /// METER: the only expert enters below the first layer (model_spec 7).
+    Below,
+}
+
+impl Aggregation {
+    /// `name` is `text` or `image`; `position` the stream's place in call order.
+    fn new(b: &mut Builder, config: &Model, name: &str, experts: u32, position: usize) -> Self {
+        let depth = config.cross_layers as usize;
+        let hidden = config.hidden as usize;
+        match config.system {
+            System::ManagerTower => {
+                let sizes = ManagerSizes::new(config, experts);
+                b.at(format!("cross_modal_{name}_manager_tower"), |b| {
+                    let manager = |i| Manager::new(b, i, 2 * i + position, sizes);
+                    Aggregation::Managers((0..depth).map(manager).collect())
+                })
+            }
+            System::BridgeTower => {
+                let link = |i: usize| match i {
+                    0 => format!("cross_modal_{name}_layernorm"),
+                    i => format!("cross_modal_{name}_link_tower.{}.LayerNorm", i - 1),
+                };
+                let norm = |i| LayerNorm::new(b, &link(i), hidden, EPSILON);
+                Aggregation::LinkTowers((0..depth).map(norm).collect())
+            }
+            System::Meter => Aggregation::Below,
+        }
+    }
+
+    /// Experts as [`Aggregation::forward`] wants them, once for all layers.
+    fn prepare(&self, experts: Vec<Tensor<3>>) -> Vec<Tensor<3>> {
+        match self {
+            Aggregation::Managers(_) => {
+                experts.into_iter().map(|x| normalise(x, EPSILON)).collect()
+            }
+            _ => experts,
+        }
+    }
+
+    /// What cross-modal layer `i` of this stream starts from.
+    fn forward(&self, pass: &Pass, i: usize, experts: &[Tensor<3>], below: Below) -> Tensor<3> {
+        match self {
+            Aggregation::Managers(managers) => managers[i].forward(pass, experts, below),
+            Aggregation::LinkTowers(norms) => {
+                let expert = experts[i].clone();
+                let sum = match below.own.last() {
+                    Some(own) => expert + own.clone(),
+                    None => expert,
+                };
+                norms[i].forward(pass, sum)
+            }
+            Aggregation::Below => below.own.last().unwrap_or(&experts[0]).clone(),
+        }
+    }
+
+    /// What the golden files call the result in front of layer `i`; METER has none.
+    fn record_name(&self, stream: &str, i: usize) -> Option<String> {
+        match self {
+            Aggregation::Managers(_) => Some(format!("{stream}_manager.{i}")),
+            Aggregation::LinkTowers(_) => Some(match i {
+                0 => format!("{stream}_first_layernorm"),
+                i => format!("{stream}_link.{}", i - 1),
+            }),
+            Aggregation::Below => None,
+        }
+    }
+}
+
+/// Aggregation and layers of one stream.
 #[derive(Clone, Debug)]
 struct Stream {
-    managers: Vec<Manager>,
+    aggregation: Aggregation,
     layers: Vec<CrossLayer>,
 }
 
@@ -72,11 +147,15 @@ struct Stream {
 pub(crate) struct CrossModal {
     text: Stream,
     image: Stream,
+    /// Outputs of earlier layers that an aggregation looks back at.
+    memory: usize,
 }
 
 impl CrossModal {
-    pub fn new(b: &mut Builder, config: &Model) -> Self {
+    /// `experts` of text and image.
+    pub fn new(b: &mut Builder, config: &Model, experts: [u32; 2]) -> Self {
         let hidden = config.hidden as usize;
+        let depth = config.cross_layers as usize;
         let sizes = LayerSizes {
             hidden,
             heads: config.heads as usize,
@@ -85,28 +164,24 @@ impl CrossModal {
             epsilon: CROSS_EPSILON,
         };
         let mut stream = |name: &str, experts: u32, position: usize| {
-            let manager_sizes = ManagerSizes {
-                kind: config.manager,
-                weight: config.manager_weight,
-                noise: config.manager_noise,
-                experts: experts as usize,
-                hidden,
-            };
-            let depth = config.cross_layers as usize;
-            let managers = format!("cross_modal_{name}_manager_tower");
-            let managers = b.at(managers, |b| {
-                let manager = |i| Manager::new(b, i, 2 * i + position, manager_sizes);
-                (0..depth).map(manager).collect()
-            });
+            let aggregation = Aggregation::new(b, config, name, experts, position);
             let layers = format!("cross_modal_{name}_layers");
             let layers = (0..depth)
                 .map(|i| CrossLayer::new(b, &layers, i, sizes))
                 .collect();
-            Stream { managers, layers }
+            Stream {
+                aggregation,
+                layers,
+            }
         };
-        let text = stream("text", config.text.managed, 0);
-        let image = stream("image", config.image.managed, 1);
-        CrossModal { text, image }
+        CrossModal {
+            text: stream("text", experts[0], 0),
+            image: stream("image", experts[1], 1),
+            memory: match (config.system, config.manager) {
+                (System::ManagerTower, Kind::SaeJoint | Kind::SaeSplit) => depth,
+                _ => 1,
+            },
+        }
     }
 
     /// # Shapes
@@ -115,26 +190,31 @@ impl CrossModal {
     pub fn forward(
         &self,
         pass: &mut Pass,
-        text_experts: Vec<Tensor<3>>,
-        image_experts: Vec<Tensor<3>>,
+        [text_experts, image_experts]: [Vec<Tensor<3>>; 2],
         text_mask: &Tensor<4>,
         outputs: Outputs,
     ) -> Result<(Tensor<3>, Option<Tensor<3>>), ModelError> {
-        let normalised = |experts: Vec<Tensor<3>>| -> Vec<Tensor<3>> {
-            experts.into_iter().map(|x| normalise(x, EPSILON)).collect()
-        };
-        let (text_experts, image_experts) = (normalised(text_experts), normalised(image_experts));
+        let text_experts = self.text.aggregation.prepare(text_experts);
+        let image_experts = self.image.aggregation.prepare(image_experts);
         let depth = self.text.layers.len();
-        let mut previous: Option<(Tensor<3>, Tensor<3>)> = None;
+        let (mut texts, mut images) = (Vec::new(), Vec::new());
         for i in 0..depth {
-            let (below_text, below_image) = match &previous {
-                Some((x, y)) => (Some((x, y)), Some((y, x))),
-                None => (None, None),
+            let below_text = Below {
+                own: &texts,
+                other: &images,
             };
-            let x = self.text.managers[i].forward(pass, &text_experts, below_text)?;
-            let y = self.image.managers[i].forward(pass, &image_experts, below_image)?;
-            pass.record(&format!("text_manager.{i}"), &x)?;
-            pass.record(&format!("image_manager.{i}"), &y)?;
+            let below_image = Below {
+                own: &images,
+                other: &texts,
+            };
+            let (text, image) = (&self.text.aggregation, &self.image.aggregation);
+            let x = text.forward(pass, i, &text_experts, below_text);
+            let y = image.forward(pass, i, &image_experts, below_image);
+            for (aggregation, stream, tensor) in [(text, "text", &x), (image, "image", &y)] {
+                if let Some(name) = aggregation.record_name(stream, i) {
+                    pass.record(&name, tensor)?;
+                }
+            }
             let last = i + 1 == depth;
             let queries = |stream: &Tensor<3>| match outputs {
                 Outputs::FirstTokens if last => stream.clone().narrow(1, 0, 1),
@@ -148,9 +228,19 @@ impl CrossModal {
             }
             let image_out = self.image.layers[i].forward(pass, queries(&y), image, text);
             pass.record(&format!("image_cross.{i}"), &image_out)?;
-            previous = Some((text_out, image_out));
+            remember(&mut texts, text_out, self.memory);
+            remember(&mut images, image_out, self.memory);
         }
-        let (x, y) = previous.expect("a cross-modal encoder has at least one layer");
+        let last = texts.pop().zip(images.pop());
+        let (x, y) = last.expect("a cross-modal encoder has at least one layer");
         Ok((x, Some(y)))
     }
+}
+
+/// Keeps the newest `memory` outputs: older ones live no longer than backward needs them.
+fn remember(outputs: &mut Vec<Tensor<3>>, newest: Tensor<3>, memory: usize) {
+    if outputs.len() == memory {
+        outputs.remove(0);
+    }
+    outputs.push(newest);
 }

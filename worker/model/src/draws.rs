@@ -20,7 +20,7 @@ pub enum Draws<'a> {
     /// Training: one key per micro-batch.
     Keys(&'a [Key]),
     /// Dropout off, manager noise given: tensors `[batch, experts, length, hidden]` in call order
-    /// (layer 0 text, layer 0 image, layer 1 text, …), of the first pass, then of the second.
+    /// (layer 0 text, layer 0 image, layer 1 text, …), pass after pass.
     Noise(&'a [Vec<f32>]),
 }
 

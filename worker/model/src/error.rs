@@ -1,6 +1,9 @@
 //! What can be wrong with sizes, weights or a batch before a forward pass starts.
 
-/// Errors of this crate. All are found before the device does any work.
+use belfry_configs::Task;
+
+/// Errors of this crate. All but the last of the device and the group are found before
+/// the device does any work.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The configured sizes do not make a model.
@@ -44,6 +47,23 @@ pub enum ModelError {
         what: &'static str,
         /// The backend's words.
         reason: String,
+    },
+    /// A batch of another task than the model's.
+    #[error("this call needs a model of {needed}, `model.task` is {task:?}")]
+    Task {
+        /// What the call is for.
+        needed: &'static str,
+        /// The model's task.
+        task: Task,
+    },
+    /// The features of other members of a contrastive group did not come.
+    #[error("the contrastive group could not exchange {what}")]
+    Group {
+        /// What was exchanged.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A gradient was asked of weights that were loaded without autodiff.
     #[error("weights were loaded for evaluation; load them on an autodiff device to train")]

@@ -28,23 +28,15 @@ impl Linear {
             b,
             &format!("{name}.weight"),
             Some(&format!("{name}.bias")),
-            [outputs, inputs],
+            &[outputs, inputs],
         )
     }
 
-    /// With the parameters' own names.
-    pub fn named(b: &mut Builder, weight: &str, bias: Option<&str>, shape: [usize; 2]) -> Self {
+    /// With the parameters' own names; a weight's axes behind the first are one input axis.
+    pub fn named(b: &mut Builder, weight: &str, bias: Option<&str>, shape: &[usize]) -> Self {
         Linear {
+            weight: b.leaf(weight, shape, Init::Normal(INIT_STD)),
             bias: bias.map(|bias| b.leaf(bias, &shape[..1], Init::Constant(0.0))),
-            ..Self::shaped(b, weight, &shape)
-        }
-    }
-
-    /// Without bias, of a weight whose axes behind the first are one input axis.
-    pub fn shaped(b: &mut Builder, name: &str, shape: &[usize]) -> Self {
-        Linear {
-            weight: b.leaf(name, shape, Init::Normal(INIT_STD)),
-            bias: None,
             shape: [shape[0], shape[1..].iter().product()],
         }
     }
@@ -80,7 +72,7 @@ fn linear<const D: usize>(
     module::linear(x, weight.reshape(shape).transpose(), bias)
 }
 
-/// CLIP's packed query, key and value projection: one `[3 x width, width]` parameter, three leaves.
+/// A ViT's packed query, key and value projection: one `[3 x width, width]` parameter, three leaves.
 #[derive(Clone, Debug)]
 pub(crate) struct PackedProjection {
     weight: ParamId,
@@ -89,19 +81,10 @@ pub(crate) struct PackedProjection {
 }
 
 impl PackedProjection {
-    pub fn new(b: &mut Builder, name: &str, width: usize) -> Self {
-        let weight = b.leaves(
-            &format!("{name}_weight"),
-            &[3 * width, width],
-            Init::Normal(INIT_STD),
-            3,
-        );
-        let bias = b.leaves(
-            &format!("{name}_bias"),
-            &[3 * width],
-            Init::Constant(0.0),
-            3,
-        );
+    /// With the names of weight and bias.
+    pub fn new(b: &mut Builder, [weight, bias]: [&str; 2], width: usize) -> Self {
+        let weight = b.leaves(weight, &[3 * width, width], Init::Normal(INIT_STD), 3);
+        let bias = b.leaves(bias, &[3 * width], Init::Constant(0.0), 3);
         PackedProjection {
             weight,
             bias,

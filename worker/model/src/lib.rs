@@ -1,4 +1,4 @@
-//! ManagerTower in Burn: what happens to a device batch between host numbers and host gradients.
+//! ManagerTower and the systems that the paper compares it with, in Burn: what happens to a device batch between host numbers and host gradients.
 //!
 //! In the walk of a sample this is the room after the train step's host-to-device crossing. It knows
 //! the network, its losses and the names of its parameters; it refuses to know tokio, the network,
@@ -9,9 +9,14 @@
 //! See `README.md` beside this crate for why.
 
 mod batch;
+mod classify;
+mod contrast;
+mod contrast_pass;
 mod cross_modal;
 mod draws;
 mod error;
+mod group;
+mod heads;
 mod image_tower;
 mod layers;
 mod loss;
@@ -19,18 +24,31 @@ mod manager;
 mod normal;
 mod params;
 mod pass;
+mod positions;
 mod pretrain;
+mod rank;
+mod retrieve;
+mod scored;
 pub mod size;
 mod text_tower;
 mod tower;
+mod transform;
 mod weights;
+mod words;
 
-pub use batch::{MicroBatchReport, PretrainBatch};
+pub use batch::{
+    ClassifyBatch, ClassifyReport, Labels, MicroBatchReport, PretrainBatch, RetrievalBatch,
+    RetrievalReport,
+};
 pub use burn::tensor::Device;
 pub use draws::Draws;
 pub use error::ModelError;
+pub use group::{Alone, Group, GroupError, add_rows};
 pub use normal::fill_normal;
 pub use params::{ParamEntry, ParamTable};
 pub use pass::{Record, Trace};
+pub use positions::resize_positions;
+pub use rank::{EncodedImages, EncodedTexts, similarities};
+pub use retrieve::{Company, Negatives};
 pub use tower::ManagerTower;
 pub use weights::Weights;

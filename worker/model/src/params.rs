@@ -24,8 +24,8 @@ pub(crate) enum Init {
     Normal(f32),
     /// Normal, but this row of the table is zero (padding).
     NormalPadded { std: f32, zero_row: usize },
-    /// SAUE's scores: rows below `experts` are 1/experts, the row of the cross output is 1.
-    ManagerScores { experts: usize },
+    /// A manager's scores: rows below `experts` are 1/experts, rows of cross outputs are `cross`.
+    ManagerScores { experts: usize, cross: f32 },
 }
 
 /// How the tensor is handed to the device.
@@ -36,6 +36,8 @@ pub(crate) enum Residence {
     Leaves(usize),
     /// As one table without gradient; rows are gathered and their gradients scattered on the host.
     Table,
+    /// As a number that the host reads and differentiates.
+    Number,
     /// Not at all: the authors' model holds it, nothing reads it.
     Host,
 }
@@ -51,8 +53,8 @@ pub struct ParamEntry {
     pub offset: usize,
     /// Number of elements.
     pub len: usize,
-    /// Whether pre-training ever produces a gradient for it. Static: the optimizer skips the others
-    /// altogether, decay included (model_spec 11).
+    /// Whether the model's task ever produces a gradient for it. Static: the optimizer skips the
+    /// others altogether, decay included (model_spec 11).
     pub trained: bool,
     pub(crate) init: Init,
     pub(crate) residence: Residence,
@@ -86,6 +88,11 @@ impl ParamTable {
 
     pub(crate) fn place(&self, id: ParamId) -> usize {
         self.places[id.0]
+    }
+
+    /// The first element of a parameter in the flat vector.
+    pub(crate) fn offset(&self, id: ParamId) -> usize {
+        self.entry(id).offset
     }
 
     pub(crate) fn entry(&self, id: ParamId) -> &ParamEntry {
@@ -125,13 +132,13 @@ fn init_one(entry: &ParamEntry, key: Key, values: &mut [f32]) {
             let width = entry.shape[1];
             values[zero_row * width..(zero_row + 1) * width].fill(0.0);
         }
-        Init::ManagerScores { experts } => {
+        Init::ManagerScores { experts, cross } => {
             let width = entry.len / entry.shape[1];
             for (row, scores) in values.chunks_mut(width).enumerate() {
                 scores.fill(if row < experts {
                     1.0 / experts as f32
                 } else {
-                    1.0
+                    cross
                 });
             }
         }
@@ -176,6 +183,11 @@ impl Builder {
     /// A trained look-up table.
     pub fn table(&mut self, name: &str, shape: &[usize], init: Init) -> ParamId {
         self.push(name, shape, init, Residence::Table)
+    }
+
+    /// A trained number that only the host needs.
+    pub fn number(&mut self, name: &str, value: f32) -> ParamId {
+        self.push(name, &[], Init::Constant(value), Residence::Number)
     }
 
     /// A parameter of the authors' model that nothing reads.

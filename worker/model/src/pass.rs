@@ -34,13 +34,14 @@ struct Gathered {
     ids: Vec<i32>,
     leaf: Tensor<2>,
     /// The padding row, which gets no gradient.
-    skip: i32,
+    skip: Option<i32>,
 }
 
 /// State of one forward pass over a device batch.
 pub(crate) struct Pass<'a> {
     pub weights: &'a Weights,
-    /// 0 = MLM, 1 = ITM; part of every draw.
+    /// Which pass through the network this is: of pre-training 0 is MLM and 1 ITM, of NLVR2 each
+    /// image has one. Part of every draw.
     pub number: u64,
     draws: Draws<'a>,
     gathered: Vec<Gathered>,
@@ -93,7 +94,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The rows `ids` of a table, `[ids, width]`; row `skip` receives no gradient.
-    pub fn gather(&mut self, table: ParamId, ids: Vec<i32>, skip: i32) -> Tensor<2> {
+    pub fn gather(&mut self, table: ParamId, ids: Vec<i32>, skip: Option<i32>) -> Tensor<2> {
         let leaf = self.weights.rows(table, &ids);
         self.gathered.push(Gathered {
             table,
@@ -136,11 +137,11 @@ impl<'a> Pass<'a> {
     }
 
     /// Manager noise per expert, each `[batch, length, hidden]`, or `None` outside training.
-    /// `call` counts the managers of one pass in call order.
+    /// `call` counts the managers of one pass in call order, `calls` are all of them.
     pub fn noise(
         &self,
         site: &str,
-        call: usize,
+        (call, calls): (usize, usize),
         experts: usize,
         shape: [usize; 3],
     ) -> Option<Vec<Tensor<3>>> {
@@ -149,7 +150,8 @@ impl<'a> Pass<'a> {
             Draws::Off => return None,
             Draws::Keys(keys) => manager_noise(keys, self.number, site, experts, len),
             Draws::Noise(tensors) => {
-                let cut = |expert| expert_of(&tensors[call], shape[0], experts, expert);
+                let noise = &tensors[self.number as usize * calls + call];
+                let cut = |expert| expert_of(noise, shape[0], experts, expert);
                 (0..experts).map(cut).collect()
             }
         };

@@ -1,18 +1,45 @@
-//! The text tower: RoBERTa (model_spec 2), all layer outputs.
+//! The text tower: RoBERTa (model_spec 2) or BERT (17), all layer outputs.
 //!
 //! Tokens in, one tensor per layer out. It refuses to know which layers are managed.
 
 use burn::tensor::Tensor;
 
 use crate::error::ModelError;
-use crate::layers::{AttentionBlock, FeedForward, INIT_STD, LayerNorm, LayerSizes, Linear};
+use crate::layers::{AttentionBlock, FeedForward, INIT_STD, LayerNorm, LayerSizes};
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::{Dropout, Pass};
+use belfry_configs::TextKind;
 
-/// RoBERTa's padding id; also the padding row of its position table.
-pub(crate) const PAD: i32 = 1;
-/// RoBERTa's published layer norm epsilon.
-const EPSILON: f32 = 1e-5;
+/// What sets RoBERTa and BERT apart.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    /// Padding id: its row of the word table gets no gradient.
+    pad: i32,
+    /// The padding row of the position table, if it has one.
+    position_pad: Option<i32>,
+    token_types: usize,
+    /// As published with the weights.
+    epsilon: f32,
+}
+
+impl Layout {
+    fn of(kind: TextKind) -> Self {
+        match kind {
+            TextKind::Roberta => Layout {
+                pad: 1,
+                position_pad: Some(1),
+                token_types: 1,
+                epsilon: 1e-5,
+            },
+            TextKind::Bert => Layout {
+                pad: 0,
+                position_pad: None,
+                token_types: 2,
+                epsilon: 1e-12,
+            },
+        }
+    }
+}
 
 #[derive(Clone, Debug)]
 struct Layer {
@@ -30,22 +57,25 @@ pub(crate) struct TextTower {
     dropout: Dropout,
     layers: Vec<Layer>,
     width: usize,
+    layout: Layout,
 }
 
 impl TextTower {
     pub fn new(b: &mut Builder, config: &belfry_configs::TextTower, dropout: f32) -> Self {
+        let layout = Layout::of(config.kind);
         let sizes = LayerSizes {
             hidden: config.hidden as usize,
             heads: config.heads as usize,
             intermediate: config.intermediate as usize,
             dropout,
-            epsilon: EPSILON,
+            epsilon: layout.epsilon,
         };
         let width = sizes.hidden;
-        let padded = Init::NormalPadded {
+        let padded = |row: i32| Init::NormalPadded {
             std: INIT_STD,
-            zero_row: PAD as usize,
+            zero_row: row as usize,
         };
+        let position_init = layout.position_pad.map_or(Init::Normal(INIT_STD), padded);
         b.at("text_transformer", |b| {
             b.unused(
                 "pooler.dense.weight",
@@ -64,25 +94,27 @@ impl TextTower {
                 words: b.table(
                     "word_embeddings.weight",
                     &[config.vocab as usize, width],
-                    padded,
+                    padded(layout.pad),
                 ),
                 positions: b.table(
                     "position_embeddings.weight",
                     &[config.positions as usize, width],
-                    padded,
+                    position_init,
                 ),
-                token_type: b.leaf(
+                token_type: b.leaves(
                     "token_type_embeddings.weight",
-                    &[1, width],
+                    &[layout.token_types, width],
                     Init::Normal(INIT_STD),
+                    layout.token_types,
                 ),
-                norm: LayerNorm::new(b, "LayerNorm", width, EPSILON),
+                norm: LayerNorm::new(b, "LayerNorm", width, layout.epsilon),
                 dropout: Dropout {
                     rate: dropout,
                     site: b.name("dropout"),
                 },
                 layers,
                 width,
+                layout,
             })
         })
     }
@@ -97,8 +129,15 @@ impl TextTower {
         mask: &Tensor<4>,
     ) -> Result<Vec<Tensor<3>>, ModelError> {
         let length = ids.len() / batch;
-        let words = pass.gather(self.words, ids.to_vec(), PAD);
-        let positions = pass.gather(self.positions, position_ids(ids, length), PAD);
+        let Layout {
+            pad, position_pad, ..
+        } = self.layout;
+        let positions = match position_pad {
+            Some(first) => counted_positions(ids, length, pad, first),
+            None => (0..ids.len()).map(|i| (i % length) as i32).collect(),
+        };
+        let words = pass.gather(self.words, ids.to_vec(), Some(pad));
+        let positions = pass.gather(self.positions, positions, position_pad);
         let token_type = pass
             .weights
             .vector(self.token_type)
@@ -117,80 +156,19 @@ impl TextTower {
     }
 }
 
-/// Tokens count 2, 3, 4, …; every pad has position 1. From the ids given, not from the attention
-/// mask (model_spec 2).
-fn position_ids(ids: &[i32], length: usize) -> Vec<i32> {
+/// RoBERTa's positions: tokens count on from the padding row, every pad stands on it. From the ids
+/// given, not from the attention mask (model_spec 2).
+fn counted_positions(ids: &[i32], length: usize, pad: i32, padding_row: i32) -> Vec<i32> {
     let of_row = |row: &[i32]| {
         let mut tokens = 0;
         let position = |id: &i32| {
-            let token = i32::from(*id != PAD);
+            let token = i32::from(*id != pad);
             tokens += token;
-            token * tokens + PAD
+            token * tokens + padding_row
         };
         row.iter().map(position).collect::<Vec<i32>>()
     };
     ids.chunks(length).flat_map(of_row).collect()
-}
-
-/// Linear projection of a tower's output into the cross-modal width, with a vector per layer.
-#[derive(Clone, Debug)]
-pub(crate) struct Transform {
-    linear: Linear,
-    layer_embeddings: ParamId,
-    name: &'static str,
-}
-
-impl Transform {
-    /// `name` is `text` or `image`; `layers` all layers of the tower, `[inputs, outputs]` the widths.
-    pub fn new(b: &mut Builder, name: &'static str, layers: usize, widths: [usize; 2]) -> Self {
-        let table = format!("layer_embeddings_{name}.weight");
-        Transform {
-            linear: Linear::new(
-                b,
-                &format!("cross_modal_{name}_transform"),
-                widths[0],
-                widths[1],
-            ),
-            layer_embeddings: b.leaves(
-                &table,
-                &[layers, widths[1]],
-                Init::Normal(INIT_STD),
-                layers,
-            ),
-            name,
-        }
-    }
-
-    /// Managed layers in the managers' width: `W x + b + type + layer embedding` (model_spec 4).
-    ///
-    /// # Shapes
-    /// per layer `[batch, length, inputs]` → `[batch, length, outputs]`; `first` is the absolute
-    /// index of the first layer given.
-    pub fn forward(
-        &self,
-        pass: &mut Pass,
-        managed: &[Tensor<3>],
-        first: usize,
-        token_type: &Tensor<1>,
-    ) -> Result<Vec<Tensor<3>>, ModelError> {
-        let project = |(i, x): (usize, &Tensor<3>)| {
-            let layer = pass.weights.part(self.layer_embeddings, first + i);
-            self.linear
-                .forward_plus(pass, x.clone(), token_type.clone() + layer)
-        };
-        let experts: Vec<Tensor<3>> = managed.iter().enumerate().map(project).collect();
-        if pass.is_traced() {
-            let stacked: Tensor<4> = Tensor::stack(experts.clone(), 1);
-            pass.record(&format!("{}_manager_input", self.name), &stacked)?;
-            let plain = managed
-                .iter()
-                .map(|x| self.linear.forward(pass, x.clone()))
-                .collect();
-            let stacked: Tensor<4> = Tensor::stack(plain, 1);
-            pass.record(&format!("{}_transform.0", self.name), &stacked)?;
-        }
-        Ok(experts)
-    }
 }
 
 #[cfg(test)]
@@ -198,6 +176,7 @@ mod tests {
     #[test]
     fn positions_count_tokens_and_leave_pads_at_one() {
         let ids = [0, 7, 2, 1, 1, 0, 1, 9, 2, 1];
-        assert_eq!(super::position_ids(&ids, 5), [2, 3, 4, 1, 1, 2, 1, 3, 4, 1]);
+        let positions = super::counted_positions(&ids, 5, 1, 1);
+        assert_eq!(positions, [2, 3, 4, 1, 1, 2, 1, 3, 4, 1]);
     }
 }

@@ -1,27 +1,28 @@
-//! ManagerTower as a whole: the authors' pre-training model (model_spec 1-5, 8).
+//! The model as a whole: ManagerTower, BridgeTower or METER with one task's heads (model_spec 1-8).
 //!
-//! Text tower and image tower, their transforms, the cross-modal encoder, poolers and the MLM and
-//! ITM heads. Losses and passes are in `pretrain`.
+//! Text tower and image tower, their transforms, the cross-modal encoder, poolers and heads. Losses
+//! and passes are with the tasks: `pretrain`, `classify`, `retrieve`.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
-use belfry_configs::Model;
+use belfry_configs::{Model, System, Task};
 
 use crate::batch::BatchSizes;
-use crate::cross_modal::{CROSS_EPSILON, CrossModal, Outputs};
+use crate::cross_modal::{CrossModal, Outputs};
 use crate::error::ModelError;
+use crate::heads::Heads;
 use crate::image_tower::ImageTower;
-use crate::layers::{INIT_STD, LayerNorm, Linear, Pooler, score_mask};
+use crate::layers::{INIT_STD, Pooler, score_mask};
 use crate::params::{Builder, Init, ParamId, ParamTable};
 use crate::pass::Pass;
-use crate::text_tower::{TextTower, Transform};
+use crate::text_tower::TextTower;
+use crate::transform::{Tower, Transform};
 
 /// Shape of the table that CLIP's text side leaves in the authors' model.
 const CLIP_LEFTOVERS: [usize; 2] = [77, 512];
-/// First temperature of the contrastive loss, which pre-training does not use (model_spec 8).
-const TEMPERATURE: f32 = 0.07;
 
-/// The structure of a ManagerTower with MLM and ITM heads. Holds no numbers: see [`ParamTable`].
+/// The structure of a model: of the paper's ManagerTower or of a system that it is compared with.
+/// Holds no numbers: see [`ParamTable`].
 #[derive(Clone, Debug)]
 pub struct ManagerTower {
     table: ParamTable,
@@ -33,8 +34,8 @@ pub struct ManagerTower {
     cross_modal: CrossModal,
     text_pooler: Pooler,
     image_pooler: Pooler,
-    pub(crate) mlm: MlmHead,
-    pub(crate) itm: Linear,
+    pub(crate) heads: Heads,
+    pub(crate) task: Task,
     pub(crate) sizes: Sizes,
 }
 
@@ -44,28 +45,13 @@ pub(crate) struct Sizes {
     pub text_len: usize,
     pub vocab: usize,
     pub image_side: usize,
-    pub text_first_managed: usize,
-    pub image_first_managed: usize,
     /// Managers that draw noise in one pass.
     pub manager_calls: usize,
+    /// Elements per row of a text and of an image manager's noise.
     pub noise_lens: [usize; 2],
-}
-
-/// MLM head: linear, GELU, LN, decoder that is not tied to the word table.
-#[derive(Clone, Debug)]
-pub(crate) struct MlmHead {
-    dense: Linear,
-    norm: LayerNorm,
-    decoder: Linear,
-}
-
-impl MlmHead {
-    /// # Shapes
-    /// `[rows, hidden]` → `[rows, vocab]`
-    pub fn forward(&self, pass: &Pass, x: Tensor<2>) -> Tensor<2> {
-        let x = activation::gelu(self.dense.forward(pass, x));
-        self.decoder.forward(pass, self.norm.forward(pass, x))
-    }
+    pub global_negatives: bool,
+    /// The lowest text layer that is looked at.
+    text_first: usize,
 }
 
 /// What one forward pass reads.
@@ -74,6 +60,8 @@ pub(crate) struct Inputs<'a> {
     pub text_mask: &'a [f32],
     pub pixels: &'a [f32],
     pub batch: usize,
+    /// Row of the token type table: 1, of NLVR2's second image 2.
+    pub image_type: usize,
 }
 
 impl ManagerTower {
@@ -99,46 +87,41 @@ impl ManagerTower {
         let mut builder = Builder::default();
         let b = &mut builder;
         let hidden = model.hidden as usize;
-        b.unused("temperature", &[], Init::Constant(TEMPERATURE));
-        let text_width = [model.text.hidden as usize, hidden];
-        let image_width = [model.image.hidden as usize, hidden];
-        let vocab = model.text.vocab as usize;
+        let (text_view, image_view) = (Tower::text(model), Tower::image(model));
         let text = TextTower::new(b, &model.text, model.dropout);
-        let image = ImageTower::new(b, &model.image, leftovers);
-        let text_transform = Transform::new(b, "text", model.text.layers as usize, text_width);
-        let image_transform = Transform::new(b, "image", model.image.layers as usize, image_width);
+        let image = ImageTower::new(b, &model.image, image_view.looked_at(model), leftovers);
+        let text_transform = Transform::new(b, model, text_view);
+        let image_transform = Transform::new(b, model, image_view);
+        let types = if model.task == Task::Nlvr2 { 3 } else { 2 };
         let token_types = b.leaves(
             "token_type_embeddings.weight",
-            &[2, hidden],
+            &[types, hidden],
             Init::Normal(INIT_STD),
-            2,
+            types,
         );
-        let cross_modal = CrossModal::new(b, model);
+        let experts = [text_view.experts(model), image_view.experts(model)];
+        let cross_modal = CrossModal::new(b, model, experts);
         let text_pooler = Pooler::new(b, "cross_modal_text_pooler", hidden);
         let image_pooler = Pooler::new(b, "cross_modal_image_pooler", hidden);
-        let mlm = b.at("mlm_score", |b| MlmHead {
-            dense: Linear::new(b, "transform.dense", hidden, hidden),
-            norm: LayerNorm::new(b, "transform.LayerNorm", hidden, CROSS_EPSILON),
-            decoder: Linear::named(b, "decoder.weight", Some("bias"), [vocab, hidden]),
-        });
-        let itm = Linear::new(b, "itm_score.fc", 2 * hidden, 2);
+        let heads = Heads::new(b, model);
         let grid = (model.image.size / model.image.patch) as usize;
         let noise = |experts: u32, length: usize| experts as usize * length * hidden;
+        let noisy = model.system == System::ManagerTower && model.manager_noise;
         let sizes = Sizes {
             text_len,
-            vocab,
+            vocab: model.text.vocab as usize,
             image_side: model.image.size as usize,
-            text_first_managed: (model.text.layers - model.text.managed) as usize,
-            image_first_managed: (model.image.layers - model.image.managed) as usize,
-            manager_calls: if model.manager_noise {
+            manager_calls: if noisy {
                 2 * model.cross_layers as usize
             } else {
                 0
             },
             noise_lens: [
-                noise(model.text.managed, text_len),
-                noise(model.image.managed, grid * grid + 1),
+                noise(experts[0], text_len),
+                noise(experts[1], grid * grid + 1),
             ],
+            global_negatives: model.head.global_negatives,
+            text_first: (model.text.layers - text_view.looked_at(model)) as usize,
         };
         Ok(ManagerTower {
             table: builder.finish(),
@@ -150,8 +133,8 @@ impl ManagerTower {
             cross_modal,
             text_pooler,
             image_pooler,
-            mlm,
-            itm,
+            heads,
+            task: model.task,
             sizes,
         })
     }
@@ -169,30 +152,124 @@ impl ManagerTower {
         }
     }
 
-    /// Both towers and the cross-modal encoder.
+    /// A batch came that belongs to other tasks.
+    pub(crate) fn other_task(&self, needed: &'static str) -> ModelError {
+        ModelError::Task {
+            needed,
+            task: self.task,
+        }
+    }
+
+    /// The text tower: outputs of the layers that the system looks at, lowest first, and what
+    /// attention to the text adds to its scores.
+    pub(crate) fn text_layers(
+        &self,
+        pass: &mut Pass,
+        ids: &[i32],
+        mask: &[f32],
+        batch: usize,
+    ) -> Result<(Vec<Tensor<3>>, Tensor<4>), ModelError> {
+        let mask = score_mask(pass, mask, batch);
+        let mut layers = self.text.forward(pass, ids, batch, &mask)?;
+        layers.drain(..self.sizes.text_first);
+        Ok((layers, mask))
+    }
+
+    /// The image tower, likewise.
+    pub(crate) fn image_layers(
+        &self,
+        pass: &mut Pass,
+        pixels: &[f32],
+        batch: usize,
+    ) -> Result<Vec<Tensor<3>>, ModelError> {
+        self.image.forward(pass, pixels, batch)
+    }
+
+    /// Text layers in the cross-modal width.
+    pub(crate) fn text_experts(
+        &self,
+        pass: &mut Pass,
+        layers: &[Tensor<3>],
+    ) -> Result<Vec<Tensor<3>>, ModelError> {
+        let token_type = pass.weights.part(self.token_types, 0);
+        self.text_transform.forward(pass, layers, &token_type)
+    }
+
+    /// Image layers in the cross-modal width.
+    pub(crate) fn image_experts(
+        &self,
+        pass: &mut Pass,
+        layers: &[Tensor<3>],
+        image_type: usize,
+    ) -> Result<Vec<Tensor<3>>, ModelError> {
+        let token_type = pass.weights.part(self.token_types, image_type);
+        self.image_transform.forward(pass, layers, &token_type)
+    }
+
+    /// The cross-modal encoder, from experts of text and image.
     ///
     /// # Shapes
     /// → text stream `[batch, text_len, hidden]`, image stream; both as `outputs` says.
+    fn fuse(
+        &self,
+        pass: &mut Pass,
+        experts: [Vec<Tensor<3>>; 2],
+        text_mask: &Tensor<4>,
+        outputs: Outputs,
+    ) -> Result<(Tensor<3>, Option<Tensor<3>>), ModelError> {
+        self.text_transform.record_experts(pass, &experts[0])?;
+        self.image_transform.record_experts(pass, &experts[1])?;
+        self.cross_modal.forward(pass, experts, text_mask, outputs)
+    }
+
+    /// Both towers and the cross-modal encoder.
     pub(crate) fn encode(
         &self,
         pass: &mut Pass,
         inputs: &Inputs,
         outputs: Outputs,
     ) -> Result<(Tensor<3>, Option<Tensor<3>>), ModelError> {
-        let mask = score_mask(pass, inputs.text_mask, inputs.batch);
-        let text = self.text.forward(pass, inputs.ids, inputs.batch, &mask)?;
-        let image = self.image.forward(pass, inputs.pixels, inputs.batch)?;
-        let first = self.sizes.text_first_managed;
-        let token_type = pass.weights.part(self.token_types, 0);
-        let text = self
-            .text_transform
-            .forward(pass, &text[first..], first, &token_type)?;
-        let first = self.sizes.image_first_managed;
-        let token_type = pass.weights.part(self.token_types, 1);
-        let image = self
-            .image_transform
-            .forward(pass, &image, first, &token_type)?;
-        self.cross_modal.forward(pass, text, image, &mask, outputs)
+        let (experts, mask) = self.experts(pass, inputs)?;
+        self.fuse(pass, experts, &mask, outputs)
+    }
+
+    fn experts(
+        &self,
+        pass: &mut Pass,
+        inputs: &Inputs,
+    ) -> Result<([Vec<Tensor<3>>; 2], Tensor<4>), ModelError> {
+        let (text, mask) = self.text_layers(pass, inputs.ids, inputs.text_mask, inputs.batch)?;
+        let image = self.image_layers(pass, inputs.pixels, inputs.batch)?;
+        let text = self.text_experts(pass, &text)?;
+        let image = self.image_experts(pass, &image, inputs.image_type)?;
+        Ok(([text, image], mask))
+    }
+
+    /// Both streams' pooled features of one text and image each (model_spec's cls_feats).
+    pub(crate) fn features(
+        &self,
+        pass: &mut Pass,
+        inputs: &Inputs,
+    ) -> Result<Tensor<2>, ModelError> {
+        let (experts, mask) = self.experts(pass, inputs)?;
+        self.fused_features(pass, experts, &mask)
+    }
+
+    /// The same, from experts.
+    pub(crate) fn fused_features(
+        &self,
+        pass: &mut Pass,
+        experts: [Vec<Tensor<3>>; 2],
+        text_mask: &Tensor<4>,
+    ) -> Result<Tensor<2>, ModelError> {
+        let outputs = if pass.is_traced() {
+            Outputs::All
+        } else {
+            Outputs::FirstTokens
+        };
+        let (text, image) = self.fuse(pass, experts, text_mask, outputs)?;
+        let image = image.expect("only the MLM pass goes without the image stream");
+        self.pool(pass, text, image)
     }
 
     /// `concat(text pooled, image pooled)` (model_spec 4).
@@ -244,6 +321,19 @@ fn check(model: &Model, text_len: usize) -> Result<(), ModelError> {
             return refuse(key, managed, format!("must lie in 1..={layers}"));
         }
     }
+    if model.system == System::BridgeTower {
+        let towers = [managed[0], managed[1]];
+        for (key, managed, _) in towers {
+            if managed != model.cross_layers {
+                let reason = format!("must be model.cross_layers = {}", model.cross_layers);
+                return refuse(key, managed, reason);
+            }
+        }
+        if model.text.layers != model.image.layers {
+            let reason = format!("must be model.text.layers = {}", model.text.layers);
+            return refuse("model.image.layers", model.image.layers, reason);
+        }
+    }
     let patch = model.image.patch;
     if patch == 0 || model.image.size == 0 || !model.image.size.is_multiple_of(patch) {
         return refuse(
@@ -273,9 +363,9 @@ fn check(model: &Model, text_len: usize) -> Result<(), ModelError> {
             format!("{} does not lie in 0..1", model.dropout),
         );
     }
-    // Tokens take positions 2, 3, …
-    if text_len == 0 || text_len + 2 > model.text.positions as usize {
-        let reason = format!("must hold text_len + 2 = {} rows", text_len + 2);
+    let rows = text_len + model.text.first_position() as usize;
+    if text_len == 0 || rows > model.text.positions as usize {
+        let reason = format!("must hold {rows} rows for {text_len} tokens");
         return refuse("model.text.positions", model.text.positions, reason);
     }
     Ok(())

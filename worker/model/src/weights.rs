@@ -14,11 +14,17 @@ enum Resident {
     Leaves(Vec<Tensor<1>>),
     /// A look-up table `[rows, width]` outside autodiff.
     Table(Box<Tensor<2>>),
+    /// A number on the host.
+    Number(f32),
     /// Stayed on the host.
     Absent,
 }
 
 /// The flat weights of one state, loaded on a device. Cloning is cheap (tensors are shared).
+///
+/// One thread at a time may differentiate through the same weights, clones included: burn-autodiff
+/// 0.22.1 merges graphs that share leaves, and what another thread registers in a graph while it is
+/// merged away is lost ("graph tape has already been consumed"). Threads load their own.
 #[derive(Clone, Debug)]
 pub struct Weights {
     table: ParamTable,
@@ -46,6 +52,7 @@ impl Weights {
             let values = &flat[entry.offset..entry.offset + entry.len];
             match entry.residence {
                 Residence::Host => Resident::Absent,
+                Residence::Number => Resident::Number(values[0]),
                 Residence::Table => {
                     let data = TensorData::new(values.to_vec(), [entry.shape[0], entry.shape[1]]);
                     Resident::Table(Box::new(Tensor::from_data(data, &inner)))
@@ -105,6 +112,14 @@ impl Weights {
         self.part(id, 0)
     }
 
+    /// A number that stayed on the host.
+    pub(crate) fn number(&self, id: ParamId) -> f32 {
+        match &self.residents[self.table.place(id)] {
+            Resident::Number(value) => *value,
+            _ => unreachable!("`{}` is no number", self.table.entry(id).name),
+        }
+    }
+
     /// The rows `ids` of a look-up table, as a new leaf `[ids, width]` that asks for a gradient if
     /// the weights do. Its gradient is scattered by [`scatter_rows`].
     pub(crate) fn rows(&self, id: ParamId, ids: &[i32]) -> Tensor<2> {
@@ -155,10 +170,10 @@ impl Weights {
 
 /// `sum[ids[k]] += rows[k]` in the order of `k`, on the host: the same bits on every device, and no
 /// dense table of zeros per pass. Rows with id `skip` (padding) get no gradient (model_spec 2).
-pub(crate) fn scatter_rows(sum: &mut [f32], rows: &[f32], ids: &[i32], skip: i32) {
+pub(crate) fn scatter_rows(sum: &mut [f32], rows: &[f32], ids: &[i32], skip: Option<i32>) {
     let width = rows.len() / ids.len().max(1);
     for (row, id) in rows.chunks(width.max(1)).zip(ids) {
-        if *id != skip {
+        if Some(*id) != skip {
             let start = *id as usize * width;
             add(&mut sum[start..start + width], row);
         }

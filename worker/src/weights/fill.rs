@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 
 use belfry_configs::Init;
+use belfry_model::resize_positions;
 
 use super::error::{WeightsError, some};
 use super::file::TensorFile;
 use super::layout::{self, Layout, Place};
 use super::pickle::Element;
-use super::positions::resize_positions;
 use super::report::{Applied, FileReport, Report, Unused};
 use super::target::{Target, Targets};
 
@@ -227,7 +227,8 @@ impl Filling {
             Fit::Same => {}
             Fit::Scale { from, to } => {
                 notes.push(format!("positions scaled from {from}x{from} to {to}x{to}"));
-                values = resize_positions(&values, width, from, to);
+                values = resize_positions(&values, width, to)
+                    .expect("`fits` has seen a class row and a square");
             }
             Fit::CopyRow => {
                 notes.push("row 2 copied from row 1".to_owned());

@@ -13,7 +13,6 @@ mod fill;
 mod layout;
 mod pickle;
 mod plain;
-mod positions;
 mod report;
 mod source;
 mod target;
@@ -21,7 +20,6 @@ mod torch;
 mod write;
 
 pub use error::WeightsError;
-pub use positions::resize_positions;
 pub use report::{Applied, FileReport, Report, Unused};
 pub use target::{Target, Targets};
 pub use write::{encode, put};

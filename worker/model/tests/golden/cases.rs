@@ -1,80 +1,46 @@
-//! Golden cases on disk, and what they say in this crate's types. Sizes come from the files.
+//! What lies in a golden folder. A case is found by its `.json` and recognised by what it holds,
+//! never by its name; sizes come from the files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use belfry_configs::{ImageTower, Manager, ManagerWeight, Model, Optim, TextTower};
-use belfry_model::{ManagerTower, ParamTable, PretrainBatch};
-use safetensors::{Dtype, SafeTensors};
+use belfry_configs::{
+    Decay, Head, ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model, Optim, System,
+    Task, TextKind, TextTower,
+};
+use belfry_model::{ManagerTower, ParamTable};
 use serde_json::Value;
 
+use crate::arrays::{Array, Arrays, read_arrays};
 use crate::optimizer::{AdamW, ParamGroup};
 
-#[derive(Clone, Default)]
-pub struct Array {
-    pub shape: Vec<usize>,
-    pub values: Vec<f64>,
-}
-
-impl Array {
-    pub fn f32(&self) -> Vec<f32> {
-        self.values.iter().map(|v| *v as f32).collect()
-    }
-    pub fn i32(&self) -> Vec<i32> {
-        self.values.iter().map(|v| *v as i32).collect()
-    }
-}
-
-/// A safetensors file.
-pub type Arrays = BTreeMap<String, Array>;
-
-pub fn read_arrays(path: &Path) -> Option<Arrays> {
-    let bytes = std::fs::read(path).ok()?;
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let array = |name: &str| {
-        let view = file.tensor(name).unwrap();
-        let data = view.data();
-        let values = match view.dtype() {
-            Dtype::F32 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|c| f64::from(f32::from_le_bytes(*c)))
-                .collect(),
-            Dtype::I64 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|c| i64::from_le_bytes(*c) as f64)
-                .collect(),
-            other => panic!("{name}: unexpected type {other:?}"),
-        };
-        Array {
-            shape: view.shape().to_vec(),
-            values,
-        }
-    };
-    Some(
-        file.names()
-            .into_iter()
-            .map(|name| (name.to_string(), array(name)))
-            .collect(),
-    )
-}
-
-pub fn golden_dir() -> PathBuf {
+/// The folder in `BELFRY_GOLDEN_DIR`; else the whole set beside the repository, if it is there, and
+/// the subset in the repository.
+pub fn golden_dirs() -> Vec<PathBuf> {
     if let Ok(dir) = std::env::var("BELFRY_GOLDEN_DIR") {
-        return dir.into();
+        // Cargo runs tests in the package's folder, people give paths from the workspace's.
+        let from_workspace = workspace().join(&dir);
+        return if from_workspace.is_dir() {
+            vec![from_workspace]
+        } else {
+            vec![dir.into()]
+        };
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let shared = workspace.join("../shared/golden");
-    if shared.is_dir() {
-        shared
-    } else {
-        workspace.join("tests/golden")
-    }
+    let folders = [
+        workspace().join("../shared/golden"),
+        workspace().join("tests/golden"),
+    ];
+    folders
+        .into_iter()
+        .filter(|folder| folder.is_dir())
+        .collect()
 }
 
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A model with inputs and what the authors' code made of them.
 pub struct Case {
     pub name: String,
     pub json: Value,
@@ -84,59 +50,136 @@ pub struct Case {
     pub step: Option<Arrays>,
 }
 
-/// Every pre-training case of this model.
-pub fn cases() -> Vec<Case> {
-    let (found, _) = all_cases();
-    assert!(
-        !found.is_empty(),
-        "{} holds no pre-training case",
-        golden_dir().display()
-    );
-    found
+/// What a file of the folder is.
+pub enum Found {
+    /// Outputs, gradients, updates of a model.
+    Training(Case),
+    /// Scores of all texts against all images.
+    Rerank(Case),
+    /// Hidden states of one tower alone.
+    Tower(Case),
+    /// Position tables before and after resizing.
+    Positions(String, Arrays),
+    /// Learning rates by step.
+    Schedules(Value),
+    /// The authors' parameters and their optimizer groups, by configuration.
+    Parameters(String, Value),
+    /// Another room's test reads it.
+    Elsewhere(String, &'static str),
+    Unknown(String),
 }
 
-/// Cases of this model: for pre-training, and for fine-tunes, of which only the encoder is covered.
-/// The others are named.
-pub fn all_cases() -> (Vec<Case>, Vec<Case>) {
-    let dir = golden_dir();
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
-        .unwrap_or_else(|e| panic!("no golden data in {}: {e}", dir.display()))
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "json"))
-        .collect();
-    files.sort();
-    let (mut found, mut encoder_only) = (Vec::new(), Vec::new());
-    for file in files {
-        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        let json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-        let part = |kind: &str| read_arrays(&dir.join(format!("{name}.{kind}.safetensors")));
-        let loss = |key: &str| json["config"]["loss_names"][key].as_f64().unwrap_or(0.0) > 0.0;
-        let task = json["task"] == "pretrain" && !loss("itc") && !loss("itm_itc");
-        let ours = task
-            && !name.starts_with("paper_")
-            && json["config"]["model_type"]
-                .as_str()
-                .is_none_or(|kind| kind == "MT");
-        let fine_tune = json["task"] == "vqa" || json["task"] == "snli";
-        let encoder = fine_tune && !name.starts_with("paper_");
-        let encoder = encoder && json["config"]["model_type"] == "MT";
-        let list = match (ours, encoder) {
-            (true, _) => &mut found,
-            (_, true) => &mut encoder_only,
-            _ => continue,
-        };
-        if let (Some(model), Some(io), Some(grad)) = (part("model"), part("io"), part("grad")) {
-            list.push(Case {
-                step: part("step"),
-                name,
-                json,
-                model,
-                io,
-                grad,
-            });
+/// Everything in the folders, a name that is in both from the first; and the parameter lists beside
+/// them.
+pub fn everything() -> Vec<Found> {
+    let mut places = BTreeMap::new();
+    let mut lists = BTreeMap::new();
+    for dir in golden_dirs() {
+        let entries = std::fs::read_dir(&dir)
+            .unwrap_or_else(|e| panic!("no golden data in {}: {e}", dir.display()));
+        for entry in entries {
+            let (stem, extension) = name_of(&entry.unwrap().path());
+            // `CASE.part.safetensors` belongs to a case; without a dot it may stand alone.
+            let alone = extension == "safetensors" && !stem.contains('.');
+            if extension == "json" || alone {
+                places.entry(stem).or_insert_with(|| dir.clone());
+            }
+        }
+        for entry in std::fs::read_dir(dir.join("..")).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let (stem, extension) = name_of(&path);
+            if extension == "json"
+                && let Some(json) = read_json(&path)
+                && is_parameter_list(&json)
+            {
+                lists.insert(stem, json);
+            }
         }
     }
-    (found, encoder_only)
+    lists.retain(|name, _| !places.contains_key(name));
+    let found = places.iter().map(|(name, dir)| recognise(dir, name));
+    let lists = lists.into_iter();
+    found
+        .chain(lists.map(|(name, json)| Found::Parameters(name, json)))
+        .collect()
+}
+
+fn name_of(path: &Path) -> (String, String) {
+    let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into();
+    (text(path.file_stem()), text(path.extension()))
+}
+
+fn read_json(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn is_parameter_list(json: &Value) -> bool {
+    let configurations = json.as_object().filter(|object| !object.is_empty());
+    configurations.is_some_and(|object| object.values().all(|v| v["n_tensors"].is_u64()))
+}
+
+fn recognise(dir: &Path, name: &str) -> Found {
+    let part = |kind: &str| read_arrays(&dir.join(format!("{name}{kind}.safetensors")));
+    let json = read_json(&dir.join(format!("{name}.json"))).unwrap_or(Value::Null);
+    if let (Some(model), Some(io)) = (part(".model"), part(".io")) {
+        let grad = part(".grad");
+        let (ranked, tower) = (json["k_test"].is_u64(), json["tower"].is_string());
+        let trained = grad.is_some();
+        let case = Case {
+            name: name.to_string(),
+            json,
+            model,
+            io,
+            grad: grad.unwrap_or_default(),
+            step: part(".step"),
+        };
+        return match (trained, ranked, tower) {
+            (true, false, false) => Found::Training(case),
+            (false, true, false) => Found::Rerank(case),
+            (false, false, true) => Found::Tower(case),
+            _ => Found::Unknown(name.to_string()),
+        };
+    }
+    let arrays = part("");
+    let has = |key: &str| !json[key].is_null();
+    let holds = |key: &str| {
+        arrays
+            .as_ref()
+            .is_some_and(|a| a.keys().any(|k| k.contains(key)))
+    };
+    let elsewhere = |room| Found::Elsewhere(name.to_string(), room);
+    if json
+        .as_array()
+        .is_some_and(|a| a.iter().all(|s| s["rows"].is_array()))
+    {
+        Found::Schedules(json)
+    } else if is_parameter_list(&json) {
+        Found::Parameters(name.to_string(), json)
+    } else if json.is_null() && arrays.as_ref().is_some_and(are_position_tables) {
+        Found::Positions(name.to_string(), arrays.unwrap_or_default())
+    } else if has("level") && has("ops_wc") {
+        elsewhere("data: random augmentation")
+    } else if json["images"].is_array() {
+        elsewhere("data: image transforms")
+    } else if has("normalize_word") && has("soft_score") {
+        elsewhere("data: VQA answers")
+    } else if has("tr_r1") && has("ir_r1") {
+        elsewhere("evaluation: recall")
+    } else if holds("targets") && holds("logits") {
+        elsewhere("evaluation: VQA score")
+    } else {
+        Found::Unknown(name.to_string())
+    }
+}
+
+/// `AtoB/in` and `AtoB/out`, A and B grid sides.
+fn are_position_tables(arrays: &Arrays) -> bool {
+    arrays.keys().all(|key| {
+        let (sizes, end) = key.split_once('/').unwrap_or_default();
+        let (from, to) = sizes.split_once("to").unwrap_or_default();
+        let number = |text: &str| text.parse::<u32>().is_ok();
+        number(from) && number(to) && (end == "in" || end == "out")
+    })
 }
 
 impl Case {
@@ -145,100 +188,186 @@ impl Case {
         size.unwrap_or_else(|| panic!("{}: no size `{key}`", self.name)) as u32
     }
 
-    fn shape(&self, name: &str) -> &[usize] {
-        &self.model[&format!("param/{name}")].shape
+    fn param(&self, name: &str) -> Option<&[usize]> {
+        let array = self.model.get(&format!("param/{name}"));
+        array.map(|array| &array.shape[..])
+    }
+
+    fn has(&self, part: &str) -> bool {
+        self.model.keys().any(|name| name.contains(part))
+    }
+
+    /// Layers of a stack whose parameters are called `stem.INDEX.…`.
+    fn layers(&self, stem: &str) -> u32 {
+        let indices: BTreeSet<&str> = self
+            .model
+            .keys()
+            .filter_map(|name| {
+                name.strip_prefix("param/")?
+                    .strip_prefix(stem)?
+                    .split('.')
+                    .next()
+            })
+            .collect();
+        indices.len() as u32
     }
 
     pub fn has_noise(&self) -> bool {
         self.io.contains_key("rand/normal.0")
     }
 
-    pub fn model(&self) -> Model {
-        let scores = self.shape("cross_modal_text_manager_tower.0.manager_layer.layer_scores");
-        let adaptive = self
-            .model
-            .keys()
-            .any(|name| name.contains("linear_controller"));
-        Model {
-            manager: if adaptive {
+    pub fn task(&self) -> Task {
+        let contrast = self.has("cross_modal_itc_");
+        match (self.has("mlm_score"), contrast) {
+            (true, true) => Task::PretrainItc,
+            (true, false) => Task::Pretrain,
+            (false, true) => Task::Retrieval,
+            _ if self.has("vqa_classifier") => Task::Vqa,
+            _ if self.has("snli_classifier") => Task::SnliVe,
+            _ if self.has("nlvr2_classifier") => Task::Nlvr2,
+            _ => panic!("{}: a model without a head", self.name),
+        }
+    }
+
+    fn system(&self) -> System {
+        if self.has("_manager_tower.") {
+            System::ManagerTower
+        } else if self.has("cross_modal_text_layernorm") {
+            System::BridgeTower
+        } else {
+            System::Meter
+        }
+    }
+
+    fn manager(&self) -> (Manager, ManagerQuery) {
+        let name = |layer: u32, part: &str| {
+            format!("cross_modal_text_manager_tower.{layer}.manager_layer.{part}")
+        };
+        let query = if self.has("fusion_attention") {
+            ManagerQuery::Fused
+        } else {
+            ManagerQuery::Visual
+        };
+        let temperature = "softmax_temperature_cross";
+        let controller = self.param(&name(1, "linear_controller.weight"));
+        let kind = if !self.has(temperature) {
+            Manager::SaeJoint
+        } else if self
+            .grad
+            .contains_key(&format!("grad/{}", name(1, temperature)))
+        {
+            Manager::SaeSplit
+        } else if self.has("layer_attention") {
+            Manager::CrossAttention
+        } else if let Some(shape) = controller {
+            let hidden = self.size("hidden") as usize;
+            let queried = if query == ManagerQuery::Fused { 2 } else { 1 } * hidden;
+            if shape[1] == queried {
                 Manager::Aaue
             } else {
-                Manager::Saue
-            },
-            manager_weight: match scores[3] {
-                1 => ManagerWeight::Scalar,
+                Manager::ConcatAttention
+            }
+        } else {
+            Manager::Saue
+        };
+        (kind, query)
+    }
+
+    pub fn model(&self) -> Model {
+        let system = self.system();
+        let cross_layers = self.layers("cross_modal_text_layers.");
+        let scores = self.param("cross_modal_text_manager_tower.0.manager_layer.layer_scores");
+        let (manager, manager_query) = self.manager();
+        let managed = |key: &str| match system {
+            System::ManagerTower => self.size(key),
+            System::BridgeTower => cross_layers,
+            System::Meter => 1,
+        };
+        let classifier = ["vqa", "snli", "nlvr2"].map(|task| format!("{task}_classifier.3.weight"));
+        let deep = classifier.iter().any(|name| self.param(name).is_some());
+        let contrastive = self.param("cross_modal_itc_text_head.fc.weight");
+        let vit = |part: &str| self.has(&format!("vit_model.{part}"));
+        let positions = self.param("text_transformer.embeddings.position_embeddings.weight");
+        let types = self.param("text_transformer.embeddings.token_type_embeddings.weight");
+        Model {
+            system,
+            task: self.task(),
+            manager,
+            manager_query,
+            manager_weight: match scores {
+                Some([_, _, _, 1]) => ManagerWeight::Scalar,
                 _ => ManagerWeight::Vector,
             },
             manager_noise: self.has_noise(),
+            meter_fusion: self.has("text_gate"),
             hidden: self.size("hidden"),
             heads: self.size("heads"),
-            cross_layers: self.size("n_cross"),
+            cross_layers,
             mlp_ratio: self.size("mlp_ratio"),
             dropout: 0.0,
             text: TextTower {
-                layers: self.size("t_layers"),
-                managed: self.size("n_text"),
+                kind: match types {
+                    Some([1, _]) => TextKind::Roberta,
+                    _ => TextKind::Bert,
+                },
+                layers: self.layers("text_transformer.encoder.layer."),
+                managed: managed("n_text"),
                 hidden: self.size("text"),
                 heads: self.size("t_heads"),
                 intermediate: self.size("t_inter"),
                 vocab: self.size("vocab"),
-                positions: self.shape("text_transformer.embeddings.position_embeddings.weight")[0]
-                    as u32,
+                positions: positions.expect("a position table")[0] as u32,
             },
             image: ImageTower {
-                layers: self.size("v_layers"),
-                managed: self.size("n_image"),
+                kind: if vit("visual") {
+                    ImageKind::Clip
+                } else {
+                    ImageKind::Vit
+                },
+                layers: self
+                    .layers("vit_model.visual.transformer.resblocks.")
+                    .max(self.layers("vit_model.blocks.")),
+                managed: managed("n_image"),
                 hidden: self.size("image"),
                 heads: self.size("v_heads"),
                 size: self.size("img"),
                 patch: self.size("patch"),
             },
+            head: Head {
+                layers: if deep { 2 } else { 1 },
+                hidden_scale: self.size("hscale"),
+                answers: self.size("labels"),
+                nlvr2_dropout: 0.0,
+                contrastive_hidden: contrastive.map_or(1, |shape| shape[0] as u32),
+                ..Head::default()
+            },
         }
     }
 
     pub fn tower(&self) -> ManagerTower {
-        let leftovers = self.shape("vit_model.positional_embedding");
-        let leftovers = [leftovers[0], leftovers[1]];
+        let leftovers = self.param("vit_model.positional_embedding");
+        let leftovers = leftovers.map_or([1, 1], |shape| [shape[0], shape[1]]);
         let text_len = self.size("maxlen") as usize;
-        ManagerTower::with_clip_leftovers(&self.model(), text_len, leftovers).unwrap()
+        ManagerTower::with_clip_leftovers(&self.model(), text_len, leftovers)
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
-    pub fn batch(&self) -> PretrainBatch {
-        let micro = |i: usize| {
-            let prefix = format!("micro{i}/");
-            self.io
-                .contains_key(&format!("{prefix}in/image"))
-                .then_some(prefix)
-        };
-        let mut prefixes: Vec<String> = (0..).map_while(micro).collect();
-        if prefixes.is_empty() {
-            prefixes.push(String::new());
-        }
-        let mut batch = PretrainBatch {
-            micro_batches: prefixes.len(),
-            text_len: self.size("maxlen") as usize,
-            ..PretrainBatch::default()
-        };
-        for prefix in prefixes {
-            let field = |name: &str| &self.io[&format!("{prefix}{name}")];
-            let labels = field("rand/itm_labels").i32();
-            let (images, others) = (field("in/image").f32(), field("in/false_image_0").f32());
-            let size = images.len() / labels.len();
-            for (row, label) in labels.iter().enumerate() {
-                let from = if *label == 1 { &images } else { &others };
-                batch
-                    .itm_images
-                    .extend_from_slice(&from[row * size..(row + 1) * size]);
+    /// What stands in front of the names of each micro-batch's or process's tensors.
+    pub fn prefixes(&self) -> Vec<String> {
+        for kind in ["micro", "rank"] {
+            let numbered = |i: usize| {
+                let prefix = format!("{kind}{i}/");
+                self.io
+                    .keys()
+                    .any(|key| key.starts_with(&prefix))
+                    .then_some(prefix)
+            };
+            let prefixes: Vec<String> = (0..).map_while(numbered).collect();
+            if !prefixes.is_empty() {
+                return prefixes;
             }
-            batch.pairs = labels.len();
-            batch.itm_labels.extend(labels);
-            batch.images.extend(images);
-            batch.masked_ids.extend(field("in/text_ids_mlm").i32());
-            batch.ids.extend(field("in/text_ids").i32());
-            batch.mlm_labels.extend(field("in/text_labels_mlm").i32());
-            batch.text_mask.extend(field("in/text_masks").f32());
         }
-        batch
+        vec![String::new()]
     }
 
     pub fn noise(&self) -> Vec<Vec<f32>> {
@@ -246,6 +375,7 @@ impl Case {
         (0..).map_while(draw).collect()
     }
 
+    /// The case's optimizer; not every case has one.
     pub fn adam(&self, table: &ParamTable) -> AdamW {
         let config = &self.json["config"];
         let number = |key: &str| config[key].as_f64().unwrap_or(0.0);
@@ -256,6 +386,7 @@ impl Case {
             weight_decay: number("weight_decay"),
             warmup: number("warmup_steps"),
             end_learning_rate: number("end_lr"),
+            decay: Decay::Polynomial,
             decay_power: config["decay_power"].as_f64().unwrap_or(1.0),
             betas: [0.9, 0.98],
             epsilon: 1e-8,
@@ -266,16 +397,20 @@ impl Case {
         let groups = groups.map(|e| ParamGroup::of(&e.name, e.offset, e.len, e.trained));
         AdamW::new(optim, steps, warmup, groups.collect())
     }
-}
 
-impl Case {
     /// The authors' total loss before update `step`, or after the last.
     pub fn total_at(&self, step: u64) -> Option<f64> {
         let losses = &self.json["losses"];
         if let Some(steps) = losses.as_array() {
             let micro = steps.get(step as usize)?.as_array()?;
-            let one = |l: &Value| l["mlm_loss"].as_f64().unwrap() + l["itm_loss"].as_f64().unwrap();
-            return Some(micro.iter().map(one).sum::<f64>() / micro.len() as f64);
+            let sum = |l: &Value| {
+                l.as_object()
+                    .into_iter()
+                    .flat_map(|l| l.values())
+                    .filter_map(Value::as_f64)
+                    .sum::<f64>()
+            };
+            return Some(micro.iter().map(sum).sum::<f64>() / micro.len() as f64);
         }
         let key = if step == 3 {
             "total_after3".into()
@@ -284,16 +419,4 @@ impl Case {
         };
         losses[key].as_f64()
     }
-}
-
-/// The flat vector of `prefix/NAME` arrays; absent names are zeros.
-pub fn flat(table: &ParamTable, arrays: &Arrays, prefix: &str) -> Vec<f32> {
-    let mut flat = vec![0.0; table.elements()];
-    for entry in table.entries() {
-        if let Some(array) = arrays.get(&format!("{prefix}/{}", entry.name)) {
-            assert_eq!(array.shape, entry.shape, "{prefix}/{}", entry.name);
-            flat[entry.offset..entry.offset + entry.len].copy_from_slice(&array.f32());
-        }
-    }
-    flat
 }

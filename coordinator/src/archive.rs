@@ -1,0 +1,208 @@
+//! What a run makes durable besides its journal: receipts, manifests, evaluations, the result.
+//!
+//! One task writes them in the order in which the core asked, off the loop; the answers are
+//! events. Everything is put only if absent or equal, so a repetition harms nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use belfry_proto::v1;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use shard_tools::store::{Created, Root, StoreError};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::core::{Durable, Event, manifest_file};
+use crate::error::CoordinatorError;
+use crate::ledger;
+
+/// Writes that may wait: the core has one checkpoint, one batch of receipts and a few evaluations
+/// under way.
+const JOBS_MAX: usize = 64;
+/// How the run ended, relative to its root; its existence says that it did.
+pub const RESULT_FILE: &str = "result.json";
+
+/// Something to be made durable.
+pub enum Job {
+    /// Receipts, ascending.
+    Receipts(Vec<v1::StepRecord>),
+    /// A checkpoint: step, receipts that come before it, parts.
+    Checkpoint(u64, Vec<v1::StepRecord>, Vec<v1::PartStored>),
+    /// An evaluation.
+    Evaluation(v1::Evaluated),
+}
+
+/// Starts the writing task; it ends when the sender is dropped and all is written.
+pub fn open(
+    root: Root,
+    run_id: String,
+    events: mpsc::Sender<Event>,
+) -> (mpsc::Sender<Job>, JoinHandle<()>) {
+    let (jobs, mut queue) = mpsc::channel(JOBS_MAX);
+    let task = tokio::spawn(async move {
+        while let Some(job) = queue.recv().await {
+            // Nobody listens to the answers of a run that is over.
+            if let Some(event) = write(&root, &run_id, job).await {
+                let _ = events.send(event).await;
+            }
+        }
+    });
+    (jobs, task)
+}
+
+async fn write(root: &Root, run_id: &str, job: Job) -> Option<Event> {
+    let (what, checkpoint, outcome) = match &job {
+        Job::Receipts(receipts) => (
+            "the ledger".to_owned(),
+            None,
+            ledger::append(root, receipts).await,
+        ),
+        Job::Checkpoint(step, receipts, parts) => (
+            format!("the checkpoint of step {step}"),
+            Some(*step),
+            put_checkpoint(root, run_id, *step, receipts, parts).await,
+        ),
+        Job::Evaluation(evaluated) => (
+            format!("the evaluation of step {}", evaluated.step),
+            None,
+            put_evaluation(root, evaluated).await,
+        ),
+    };
+    let (error, alarm) = match outcome {
+        Ok(None) => {
+            return match job {
+                Job::Receipts(receipts) => receipts.last().map(|last| Event::ReceiptsDurable {
+                    below: last.step + 1,
+                }),
+                Job::Checkpoint(step, ..) => Some(Event::CheckpointDurable { step }),
+                Job::Evaluation(_) => None,
+            };
+        }
+        Ok(Some(difference)) => (difference, true),
+        Err(error) => (error.to_string(), false),
+    };
+    Some(Event::StoreFailed {
+        what,
+        checkpoint,
+        error,
+        alarm,
+    })
+}
+
+/// Receipts first, the manifest last. Says what differs from what stands there.
+async fn put_checkpoint(
+    root: &Root,
+    run_id: &str,
+    step: u64,
+    receipts: &[v1::StepRecord],
+    parts: &[v1::PartStored],
+) -> Result<Option<String>, StoreError> {
+    if let Some(difference) = ledger::append(root, receipts).await? {
+        return Ok(Some(difference));
+    }
+    let parts: Vec<Value> = parts
+        .iter()
+        .map(|p| json!({"part": p.part, "file": p.file, "sha256": p.sha256, "bytes": p.bytes}))
+        .collect();
+    let manifest = json!({
+        "schema_version": 1, "step": step, "run_id": run_id, "parts": parts,
+    });
+    create_or_equal(root, &manifest_file(step), &manifest).await
+}
+
+async fn put_evaluation(root: &Root, e: &v1::Evaluated) -> Result<Option<String>, StoreError> {
+    let file = format!("metrics/evaluation-{:09}.json", e.step);
+    create_or_equal(root, &file, &evaluation_json(e)).await
+}
+
+async fn create_or_equal(
+    root: &Root,
+    file: &str,
+    value: &Value,
+) -> Result<Option<String>, StoreError> {
+    let text = Bytes::from(serde_json::to_vec_pretty(value).expect("plain data"));
+    let created = root.create(file, text.clone()).await?;
+    if created == Created::Exists && root.get(file).await? != text {
+        return Ok(Some(format!("{file} says otherwise about the same step")));
+    }
+    Ok(None)
+}
+
+fn evaluation_json(e: &v1::Evaluated) -> Value {
+    json!({
+        "step": e.step, "mlm_loss": e.mlm_loss, "mlm_accuracy": e.mlm_accuracy,
+        "itm_loss": e.itm_loss, "itm_accuracy": e.itm_accuracy, "pairs": e.pairs,
+    })
+}
+
+/// Writes down how the run ended.
+///
+/// # Errors
+/// [`CoordinatorError::Store`].
+pub async fn put_result(
+    root: &Root,
+    exported: &v1::Exported,
+    last: Option<&v1::StepRecord>,
+    evaluations: &[v1::Evaluated],
+) -> Result<(), CoordinatorError> {
+    let evaluations: Vec<Value> = evaluations.iter().map(evaluation_json).collect();
+    let result = json!({
+        "step": exported.step,
+        "parameters_sha256": exported.parameters_sha256,
+        "optimizer_sha256": exported.optimizer_sha256,
+        "export": exported.file,
+        "last": last.map(ledger::to_json),
+        "evaluations": evaluations,
+    });
+    let text = serde_json::to_vec_pretty(&result).expect("plain data");
+    let put = root.put(RESULT_FILE, Bytes::from(text)).await;
+    put.map_err(|e| CoordinatorError::store("cannot write result.json", e))
+}
+
+/// What earlier terms made durable.
+///
+/// # Errors
+/// [`CoordinatorError`], naming the file.
+pub async fn read(root: &Root, generation: u64) -> Result<Durable, CoordinatorError> {
+    let listed = root.list("checkpoints").await;
+    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))?;
+    let step_of = |key: &str| -> Option<u64> {
+        let folder = key.strip_suffix("/manifest.json")?;
+        folder.rsplit_once("step-")?.1.parse().ok()
+    };
+    let manifests: BTreeSet<u64> = listed.iter().filter_map(|(key, _)| step_of(key)).collect();
+    let listed = root.list("metrics").await;
+    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the evaluations", e))?;
+    let mut evaluations = BTreeMap::new();
+    for (file, _) in listed {
+        if !file.ends_with(".json") {
+            continue;
+        }
+        let bytes = root.get(&file).await;
+        let bytes = bytes.map_err(|e| CoordinatorError::store("cannot read an evaluation", e))?;
+        let evaluated = parse_evaluation(&bytes)
+            .map_err(|reason| CoordinatorError::Corrupt { file, reason })?;
+        evaluations.insert(evaluated.step, evaluated);
+    }
+    Ok(Durable {
+        generation,
+        receipts: ledger::read(root).await?,
+        evaluations,
+        manifests,
+    })
+}
+
+fn parse_evaluation(bytes: &[u8]) -> Result<v1::Evaluated, String> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    let number = |key: &str| value[key].as_f64().ok_or_else(|| format!("no `{key}`"));
+    let count = |key: &str| value[key].as_u64().ok_or_else(|| format!("no `{key}`"));
+    Ok(v1::Evaluated {
+        step: count("step")?,
+        mlm_loss: number("mlm_loss")?,
+        mlm_accuracy: number("mlm_accuracy")?,
+        itm_loss: number("itm_loss")?,
+        itm_accuracy: number("itm_accuracy")?,
+        pairs: count("pairs")?,
+        error: String::new(),
+    })
+}

@@ -1,0 +1,127 @@
+//! A generation: who its members are, and which tree nodes of the open step are whose.
+
+use super::*;
+
+impl Core {
+    /// Members of a generation at the open step: whoever holds its state, or holds the gradient that
+    /// leads to it.
+    pub(super) fn eligible(&self, worker: &Worker) -> bool {
+        if worker.copying.is_some() || worker.leaving {
+            return false;
+        }
+        let one_behind = worker.applied.map(|a| a + 1) == Some(self.committed)
+            && worker.pending_digest.is_some()
+            && worker.pending_digest == self.committed_digest;
+        worker.applied == Some(self.committed) || one_behind
+    }
+
+    /// Opens the next generation at the open step: survivors keep their nodes, lost lanes are handed
+    /// out, new ranges begin with the next step.
+    pub(super) fn open_generation(&mut self, now: Millis, fx: &mut Vec<Effect>) {
+        let old = std::mem::take(&mut self.nodes_now);
+        let chosen = self.workers.iter().filter(|(_, w)| self.eligible(w));
+        self.members = chosen.map(|(id, _)| *id).collect();
+        self.ready.clear();
+        self.trouble = None;
+        if self.members.is_empty() {
+            // Nobody can go on from here: the newest checkpoint will.
+            for worker in self.workers.values_mut() {
+                worker.applied = None;
+            }
+            self.gather(now);
+            return;
+        }
+        if self.committed >= self.s.steps_total {
+            self.phase = Phase::Finishing;
+            return;
+        }
+        let cut = lanes::cut(
+            self.s.lanes,
+            &vec![1.0; self.members.len()],
+            self.s.nodes_max,
+        );
+        self.lanes_next = self.members.iter().copied().zip(cut).collect();
+        self.nodes_now = self.assign(&old);
+        self.generation += 1;
+        self.phase = Phase::Training;
+        fx.push(Effect::Journal {
+            generation: self.generation,
+            committed: self.committed,
+            members: self.members.clone(),
+        });
+        let open = self.announcement();
+        for id in &self.members {
+            self.send(*id, down::Body::OpenGeneration(open.clone()), fx);
+        }
+        for id in &self.members {
+            if let Some(worker) = self.workers.get_mut(id) {
+                worker.applied = Some(self.committed);
+                worker.pending_digest = None;
+                worker.nodes.clear();
+            }
+        }
+        let text = format!(
+            "generation {} of {} workers",
+            self.generation,
+            self.members.len()
+        );
+        self.notice(text, fx);
+    }
+
+    fn announcement(&self) -> v1::OpenGeneration {
+        let member = |id: &u64| v1::Member {
+            worker_id: *id,
+            data_address: self.workers[id].address.clone(),
+            nodes_now: self.nodes_now[id].iter().map(to_node).collect(),
+            lanes_start: self.lanes_next[id].start,
+            lanes_end: self.lanes_next[id].end,
+        };
+        let before = self.committed.checked_sub(1);
+        v1::OpenGeneration {
+            term: self.s.term,
+            generation: self.generation,
+            step: self.committed,
+            members: self.members.iter().map(member).collect(),
+            last: before.and_then(|step| self.receipts.get(&step).cloned()),
+        }
+    }
+
+    /// Nodes of the open step by member; together they tile the lanes.
+    fn assign(&self, old: &BTreeMap<u64, Vec<LaneRange>>) -> BTreeMap<u64, Vec<LaneRange>> {
+        let mut held: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
+        let mut free: BTreeSet<u32> = (0..self.s.lanes).collect();
+        for id in &self.members {
+            let worker = &self.workers[id];
+            // A member of the last generation has its assignment; after a coordinator's restart it
+            // has said what it holds. A worker one step behind holds nothing of this step.
+            let own = match old.get(id) {
+                Some(nodes) => nodes.as_slice(),
+                None if worker.applied == Some(self.committed) => worker.nodes.as_slice(),
+                None => &[],
+            };
+            let lanes = own.iter().flat_map(|n| n.start..n.end);
+            let kept: BTreeSet<u32> = lanes.filter(|lane| free.remove(lane)).collect();
+            held.insert(*id, kept);
+        }
+        if free.len() as u32 == self.s.lanes {
+            for (id, range) in &self.lanes_next {
+                held.insert(*id, range.clone().collect());
+            }
+        } else if !free.is_empty() {
+            // Newcomers begin with the next step; survivors share what was lost, as evenly as may be.
+            let survivors: Vec<u64> = self
+                .members
+                .iter()
+                .copied()
+                .filter(|id| !held[id].is_empty())
+                .collect();
+            let missing: Vec<u32> = free.into_iter().collect();
+            let share = missing.len().div_ceil(survivors.len());
+            for (id, lost) in survivors.iter().zip(missing.chunks(share)) {
+                held.entry(*id).or_default().extend(lost);
+            }
+        }
+        let nodes = |lanes: &BTreeSet<u32>| lanes::maximal_nodes(self.s.lanes, lanes);
+        held.iter().map(|(id, lanes)| (*id, nodes(lanes))).collect()
+    }
+}

@@ -1,0 +1,399 @@
+//! Who is here: sessions that begin and end, states that are loaded or copied, and the way from
+//! nobody to a first generation.
+
+use super::*;
+
+/// Doublings of the pause after failed copies; what a newcomer costs is then bounded.
+const COPY_BACKOFF_MAX: u32 = 6;
+/// Heartbeats in a row in which a member does nothing for the open generation. There are ten in
+/// the longest tolerated silence; counted besides the time, because this process may be stopped for
+/// a while itself.
+const IDLE_BEATS_MAX: u32 = 20;
+
+impl Core {
+    pub(super) fn by_session(&self, session: u64) -> Option<u64> {
+        let mut workers = self.workers.iter();
+        workers
+            .find(|(_, w)| w.session == session)
+            .map(|(id, _)| *id)
+    }
+
+    pub(super) fn hello(
+        &mut self,
+        now: Millis,
+        session: u64,
+        hello: v1::Hello,
+        fx: &mut Vec<Effect>,
+    ) {
+        let id = hello.worker_id;
+        if let Some(reason) = self.refusal(&hello) {
+            self.notice(format!("worker {id} is refused: {reason}"), fx);
+            let refused = v1::Refused { reason };
+            fx.push(Effect::Send(session, down::Body::Refused(refused)));
+            return;
+        }
+        if let Some(text) = self.merge_receipts(&hello.receipts) {
+            self.fail(format!("worker {id}: {text}"), fx);
+            return;
+        }
+        let known = self.workers.get(&id).map(|w| (w.session, w.incarnation));
+        if known.is_some_and(|(newer, _)| newer > session) {
+            // A hello that was overtaken by a later one.
+            fx.push(Effect::Close(session));
+            return;
+        }
+        let returns = known.is_some_and(|(_, incarnation)| incarnation == hello.incarnation);
+        if let Some((old_session, _)) = known {
+            if !returns {
+                let reason = format!("another process has taken worker id {id}");
+                let refused = v1::Refused { reason };
+                fx.push(Effect::Send(old_session, down::Body::Refused(refused)));
+            }
+            fx.push(Effect::Close(old_session));
+            if !returns {
+                self.lose(now, id, "another process of it is here", fx);
+            }
+        }
+        let worker = Worker {
+            session,
+            incarnation: hello.incarnation,
+            address: hello.data_address,
+            fingerprint: hello.fingerprint,
+            last_seen: now,
+            applied: hello.has_state.then_some(hello.applied),
+            applied_digest: Digest::from_bytes(&hello.applied_digest),
+            pending_digest: Digest::from_bytes(&hello.pending_digest),
+            nodes: hello.nodes.iter().map(from_node).collect(),
+            copying: None,
+            copies_failed: 0,
+            copy_after: now,
+            idle: None,
+            leaving: false,
+        };
+        self.workers.insert(id, worker);
+        let welcome = v1::Welcome {
+            term: self.s.term,
+            heartbeat_ms: (self.s.stall_ms / 10) as u32,
+            silence_ms: self.s.stall_ms as u32,
+        };
+        self.send(id, down::Body::Welcome(welcome), fx);
+        if returns {
+            self.returned(now, id, fx);
+        } else {
+            self.notice(format!("worker {id} is here"), fx);
+        }
+    }
+
+    /// The same process in a new session: what was said in the old one may be lost, what it holds
+    /// is not.
+    fn returned(&mut self, now: Millis, id: u64, fx: &mut Vec<Effect>) {
+        self.notice(format!("worker {id} is connected again"), fx);
+        self.take_back(id, fx);
+        if self.members.contains(&id) && matches!(self.phase, Phase::Training | Phase::Finishing) {
+            self.open_generation(now, fx);
+        }
+    }
+
+    fn refusal(&self, hello: &v1::Hello) -> Option<String> {
+        if hello.run_id != self.s.run_id {
+            return Some("it belongs to another run: configuration or root differ".into());
+        }
+        let others = self
+            .workers
+            .iter()
+            .filter(|(id, _)| **id != hello.worker_id);
+        let mut fingerprints = others.map(|(_, w)| &w.fingerprint);
+        let other = fingerprints.find(|f| **f != hello.fingerprint)?;
+        Some(format!(
+            "its numeric fingerprint `{}` is not the run's `{other}`: bits would differ",
+            hello.fingerprint
+        ))
+    }
+
+    /// Whoever has not been heard of for too long is gone.
+    pub(super) fn silence(&mut self, now: Millis, fx: &mut Vec<Effect>) {
+        let limit = self.s.stall_ms;
+        let away = now.saturating_sub(self.last_tick);
+        self.last_tick = now;
+        if away > limit / 2 {
+            // This process was away itself; what was said meanwhile still waits to be heard.
+            for worker in self.workers.values_mut() {
+                worker.last_seen += away;
+            }
+        }
+        let quiet = |w: &Worker| now.saturating_sub(w.last_seen) > limit;
+        let silent: Vec<u64> = self
+            .workers
+            .iter()
+            .filter(|(_, w)| quiet(w))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in silent {
+            self.remove(now, id, "nothing was heard from it in time", fx);
+        }
+    }
+
+    /// A member that lives but does nothing for the open generation is as good as dead; in a new
+    /// session it says what it holds.
+    pub(super) fn follow(
+        &mut self,
+        now: Millis,
+        id: u64,
+        beat: &v1::Heartbeat,
+        fx: &mut Vec<Effect>,
+    ) {
+        let member = self.phase == Phase::Training && self.members.contains(&id);
+        let idle = member && (beat.generation != self.generation || beat.phase == "idle");
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if !idle {
+            worker.idle = None;
+            return;
+        }
+        let (since, beats) = worker.idle.get_or_insert((now, 0));
+        *beats += 1;
+        let long = now.saturating_sub(*since) > 2 * self.s.stall_ms;
+        if long && *beats > IDLE_BEATS_MAX {
+            let why = format!(
+                "it is {} in generation {}, the run is in {}",
+                beat.phase, beat.generation, self.generation
+            );
+            self.remove(now, id, &why, fx);
+        }
+    }
+
+    /// Ends a worker's session from this side.
+    pub(super) fn remove(&mut self, now: Millis, id: u64, why: &str, fx: &mut Vec<Effect>) {
+        if let Some(worker) = self.workers.get(&id) {
+            fx.push(Effect::Close(worker.session));
+            self.lose(now, id, why, fx);
+        }
+    }
+
+    pub(super) fn lose(&mut self, now: Millis, id: u64, why: &str, fx: &mut Vec<Effect>) {
+        self.notice(format!("worker {id} is lost: {why}"), fx);
+        self.workers.remove(&id);
+        self.take_back(id, fx);
+        let Some(place) = self.members.iter().position(|m| *m == id) else {
+            return;
+        };
+        self.members.remove(place);
+        match self.phase {
+            Phase::Training | Phase::Finishing if self.members.is_empty() => self.gather(now),
+            Phase::Training => self.open_generation(now, fx),
+            _ => {}
+        }
+    }
+
+    /// What was asked of a worker is asked of it no more.
+    pub(super) fn take_back(&mut self, id: u64, fx: &mut Vec<Effect>) {
+        if self.evaluator == Some(id) {
+            self.evaluator = None;
+        }
+        if let Phase::Loading { asked, digests, .. } = &mut self.phase {
+            asked.remove(&id);
+            digests.remove(&id);
+        }
+        self.lose_parts_of(id, fx);
+    }
+
+    /// Back to the beginning: nobody who is a member is left.
+    pub(super) fn gather(&mut self, now: Millis) {
+        self.phase = Phase::Gathering { since: now };
+        self.members.clear();
+        self.nodes_now.clear();
+        self.ready.clear();
+        self.trouble = None;
+        self.checkpoint = None;
+        for worker in self.workers.values_mut() {
+            worker.copying = None;
+        }
+    }
+
+    pub(super) fn advance_gathering(&mut self, since: Millis, now: Millis, fx: &mut Vec<Effect>) {
+        let here = self.workers.len();
+        let late = now.saturating_sub(since) > 2 * self.s.stall_ms;
+        if here < self.s.min_workers || (here < self.s.expected_workers && !late) {
+            let wanted = self.s.expected_workers.max(self.s.min_workers);
+            self.wait_for(format!("{here} of {wanted} workers are here"), fx);
+            return;
+        }
+        self.wait_for(String::new(), fx);
+        let newest = self.workers.values().filter_map(|w| w.applied).max();
+        if let Some(step) = newest {
+            // Whoever applied it proves that it was committed.
+            self.committed = step;
+            let mut holders = self.workers.values().filter(|w| w.applied == Some(step));
+            self.committed_digest = holders.find_map(|w| w.applied_digest);
+            self.open_generation(now, fx);
+            return;
+        }
+        let newest = self.durable.manifests.last().copied();
+        let step = newest.unwrap_or(0);
+        self.requests += 1;
+        let request = self.requests;
+        let load = v1::LoadState {
+            term: self.s.term,
+            step,
+            manifest: newest.map(checkpoint::manifest_file).unwrap_or_default(),
+            request,
+        };
+        for id in self.workers.keys() {
+            self.send(*id, down::Body::LoadState(load.clone()), fx);
+        }
+        self.phase = Phase::Loading {
+            step,
+            request,
+            asked: self.workers.keys().copied().collect(),
+            digests: BTreeMap::new(),
+        };
+        let what = if newest.is_none() {
+            "the initial state".into()
+        } else {
+            format!("the checkpoint of step {step}")
+        };
+        self.notice(format!("loading {what} on {here} workers"), fx);
+    }
+
+    pub(super) fn advance_loading(&mut self, now: Millis, fx: &mut Vec<Effect>) {
+        let Phase::Loading {
+            step,
+            asked,
+            digests,
+            ..
+        } = &self.phase
+        else {
+            return;
+        };
+        if asked.is_empty() {
+            self.gather(now);
+            return;
+        }
+        if digests.len() < asked.len() {
+            return;
+        }
+        let distinct: BTreeSet<Digest> = digests.values().copied().collect();
+        if distinct.len() > 1 {
+            let told: Vec<String> = digests.iter().map(|(w, d)| format!("{w}: {d}")).collect();
+            let text = format!(
+                "step {step}: workers loaded different bits ({})",
+                told.join(", ")
+            );
+            self.fail(text, fx);
+            return;
+        }
+        self.committed = *step;
+        self.committed_digest = None;
+        self.open_generation(now, fx);
+    }
+
+    pub(super) fn state_ready(
+        &mut self,
+        now: Millis,
+        id: u64,
+        ready: v1::StateReady,
+        fx: &mut Vec<Effect>,
+    ) {
+        let digest = Digest::from_bytes(&ready.digest);
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if let Phase::Loading {
+            step,
+            request,
+            asked,
+            digests,
+        } = &mut self.phase
+        {
+            if !asked.contains(&id) || ready.request != *request {
+                return;
+            }
+            match digest {
+                Some(digest) if ready.error.is_empty() && ready.step == *step => {
+                    worker.applied = Some(ready.step);
+                    digests.insert(id, digest);
+                }
+                _ => self.load_failed(now, id, ready, fx),
+            }
+            return;
+        }
+        if worker.copying.is_none_or(|c| c.request != ready.request) {
+            return;
+        }
+        worker.copying = None;
+        if ready.error.is_empty() && ready.step == self.committed {
+            worker.applied = Some(ready.step);
+            worker.copies_failed = 0;
+            return;
+        }
+        let doublings = worker.copies_failed.min(COPY_BACKOFF_MAX);
+        worker.copies_failed += 1;
+        worker.copy_after = now + (self.s.stall_ms / 8 << doublings);
+        let why = if ready.error.is_empty() {
+            format!(
+                "it copied step {}, the run is at {}",
+                ready.step, self.committed
+            )
+        } else {
+            ready.error
+        };
+        self.notice(format!("worker {id} could not copy the state: {why}"), fx);
+    }
+
+    /// A checkpoint that one worker cannot load is given up for an older one, loudly.
+    fn load_failed(&mut self, now: Millis, id: u64, ready: v1::StateReady, fx: &mut Vec<Effect>) {
+        let error = format!(
+            "worker {id} cannot load step {}: {}",
+            ready.step, ready.error
+        );
+        let older = self.durable.manifests.range(..ready.step).next_back();
+        if older.is_none() {
+            // Starting over silently would be worse than stopping.
+            self.fail(error, fx);
+            return;
+        }
+        self.durable.manifests.remove(&ready.step);
+        let text = format!("{error}; falling back to the checkpoint before it");
+        self.notice(text, fx);
+        self.gather(now);
+    }
+
+    /// Newcomers copy the open step's state from all members at once.
+    pub(super) fn copy_to_newcomers(&mut self, now: Millis, fx: &mut Vec<Effect>) {
+        let members = self.members.iter();
+        let sources: Vec<String> = members.map(|id| self.workers[id].address.clone()).collect();
+        let (term, step) = (self.s.term, self.committed);
+        // The numbers of one term's requests never repeat, so an answer cannot be mistaken.
+        let newcomers: Vec<u64> = self
+            .workers
+            .iter()
+            .filter(|(id, w)| {
+                let idle = w.copying.is_none() && !w.leaving && now >= w.copy_after;
+                idle && !self.members.contains(id)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in newcomers {
+            self.requests += 1;
+            let request = self.requests;
+            let copy = v1::CopyState {
+                term,
+                step,
+                sources: sources.clone(),
+                receipts: self.receipts_from(self.receipts_durable).cloned().collect(),
+                request,
+            };
+            if let Some(worker) = self.workers.get_mut(&id) {
+                let until = now + self.s.stall_ms;
+                worker.copying = Some(Copying {
+                    step,
+                    request,
+                    until,
+                });
+                worker.applied = None;
+            }
+            self.send(id, down::Body::CopyState(copy), fx);
+        }
+    }
+}

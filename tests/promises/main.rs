@@ -1,0 +1,9 @@
+//! The promises, each a test, on the real binary and on the real cores. One test binary: each would
+//! link the whole of Belfry.
+
+mod interop;
+mod s3_server;
+mod simulation;
+mod system;
+mod tidy;
+mod weights;

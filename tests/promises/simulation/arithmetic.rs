@@ -1,0 +1,76 @@
+//! What a simulated device computes: few floats, but their sums depend on the order of addition, and
+//! a state that remembers every bit that went into it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use belfry_proto::lanes::root;
+use belfry_proto::{Digest, LaneRange};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::world::Sizes;
+
+/// Floats of a gradient.
+const LEN: u64 = 3;
+
+/// The state after some updates stands for its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    pub step: u64,
+    pub value: u64,
+}
+
+pub fn gradient(state: State, lane: u32) -> Vec<f32> {
+    let key = xxh3_64(&[state.value.to_le_bytes(), u64::from(lane).to_le_bytes()].concat());
+    (0..LEN)
+        .map(|i| 0.1 + (key.rotate_left(i as u32 * 13) % 1000) as f32 * 1.000_1e-3)
+        .collect()
+}
+
+pub fn tree_sum(node: LaneRange, parts: &BTreeMap<LaneRange, Arc<Vec<f32>>>) -> Option<Vec<f32>> {
+    if let Some(part) = parts.get(&node) {
+        return Some(part.to_vec());
+    }
+    let (left, right) = node.children()?;
+    let (left, right) = (tree_sum(left, parts)?, tree_sum(right, parts)?);
+    Some(left.iter().zip(right).map(|(l, r)| l + r).collect())
+}
+
+pub fn digest(sum: &[f32]) -> Digest {
+    let bytes: Vec<u8> = sum.iter().flat_map(|x| x.to_le_bytes()).collect();
+    Digest(xxh3_128(&bytes))
+}
+
+pub fn updated(state: State, sum: &[f32]) -> State {
+    let mut bytes = state.value.to_le_bytes().to_vec();
+    bytes.extend(sum.iter().flat_map(|x| x.to_le_bytes()));
+    State {
+        step: state.step + 1,
+        value: xxh3_64(&bytes),
+    }
+}
+
+pub fn state_digest(state: State) -> Digest {
+    Digest(u128::from(state.value))
+}
+
+/// The states before every step and the digests of their gradients, computed serially.
+pub fn reference(sizes: Sizes) -> Vec<(State, Digest)> {
+    let mut state = State { step: 0, value: 1 };
+    let mut all = Vec::new();
+    for _ in 0..=sizes.steps {
+        let leaf = |lane| LaneRange {
+            start: lane,
+            end: lane + 1,
+        };
+        let leaves = (0..sizes.lanes).map(|l| (leaf(l), Arc::new(gradient(state, l))));
+        let sum = tree_sum(root(sizes.lanes), &leaves.collect()).expect("all lanes");
+        all.push((state, digest(&sum)));
+        state = updated(state, &sum);
+    }
+    all
+}
+
+pub fn part_hash(state: State, part: u32) -> String {
+    format!("{}/{part}", state.value)
+}

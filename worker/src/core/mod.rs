@@ -1,0 +1,673 @@
+//! What a worker decides: a pure state machine between the coordinator's words and the worker's
+//! hands.
+//!
+//! [`Core::apply`] takes one event and returns effects; it knows no socket, clock, thread or
+//! device. State changes only when a commit is applied, so between two applies everything may be
+//! repeated: lanes kept, exchanges retried, generations changed. The rules are DESIGN 6's: a worker
+//! applies step s only if s = applied and its own ready for s was given, or if a generation opens
+//! at s + 1 and it holds the reduced gradient of s.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
+use belfry_proto::{Digest, LaneRange, lanes};
+
+use crate::partials::Partials;
+
+/// Messages that may wait while an update is being applied.
+const DEFERRED_MAX: usize = 64;
+
+/// What is constant for the process.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Hash of configuration and root.
+    pub run_id: String,
+    /// Lasts over restarts.
+    pub worker_id: u64,
+    /// Differs for every process.
+    pub incarnation: u64,
+    /// Numeric fingerprint.
+    pub fingerprint: String,
+    /// Address of the collective endpoint.
+    pub data_address: String,
+    /// Lanes of the run.
+    pub lanes: u32,
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A session with the coordinator stands.
+    LinkUp,
+    /// The session broke.
+    LinkDown,
+    /// The coordinator said something.
+    Message(down::Body),
+    /// A lane's gradient is there.
+    LaneDone {
+        step: u64,
+        report: v1::LaneReport,
+        gradient: Vec<f32>,
+        seconds: f64,
+    },
+    /// The all-reduce of this generation finished.
+    Reduced {
+        generation: u64,
+        step: u64,
+        sum: Vec<f32>,
+        digest: Digest,
+        finite: bool,
+    },
+    /// The all-reduce of this generation failed on these ranks.
+    ReduceFailed {
+        generation: u64,
+        step: u64,
+        ranks: Vec<u32>,
+        detail: String,
+    },
+    /// The update of `step` is in the state.
+    Applied { step: u64 },
+    /// Init, load or copy succeeded.
+    StateArrived { step: u64, digest: Digest },
+    /// Init, load or copy failed.
+    StateFailed { step: u64, error: String },
+    /// A report that passes through: part stored, evaluated, exported.
+    Report(up::Body),
+    /// Something that no restart mends: bad data, a missing device.
+    Failed(String),
+    /// The process was asked to stop.
+    Shutdown,
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Say this to the coordinator, if a session stands.
+    Send(up::Body),
+    /// Drop the session and connect again.
+    Reconnect,
+    /// Compute one lane's gradient at the present state.
+    Compute { step: u64, lane: u32 },
+    /// These lanes will be wanted at `step`.
+    Prefetch { step: u64, lanes: Vec<u32> },
+    /// Start the all-reduce of this generation; a running one is dropped.
+    Reduce(Exchange),
+    /// Drop a running all-reduce.
+    AbortReduce,
+    /// Apply the reduced gradient; copy the state afterwards for these checkpoint parts.
+    Apply {
+        step: u64,
+        sum: Arc<Vec<f32>>,
+        snapshot_parts: Vec<u32>,
+    },
+    /// Initialise (empty manifest) or load a checkpoint.
+    Load { step: u64, manifest: String },
+    /// Copy the state of `step` from peers.
+    Copy { step: u64, sources: Vec<String> },
+    /// Store these checkpoint parts of the present state.
+    StoreParts { step: u64, parts: Vec<u32> },
+    /// Evaluate the present state.
+    Evaluate { step: u64 },
+    /// Export the present state.
+    Export { step: u64 },
+    /// End the process.
+    Exit { success: bool, reason: String },
+}
+
+/// One all-reduce, in the collective's terms but without addresses resolved.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Fencing.
+    pub generation: u64,
+    /// The open step.
+    pub step: u64,
+    /// This worker's rank.
+    pub rank: usize,
+    /// Addresses and nodes by rank.
+    pub members: Vec<(String, Vec<LaneRange>)>,
+    /// The nodes that this worker brings.
+    pub partials: BTreeMap<LaneRange, Arc<Vec<f32>>>,
+}
+
+/// The reduced gradient of the open step.
+#[derive(Debug)]
+struct Pending {
+    step: u64,
+    sum: Arc<Vec<f32>>,
+    digest: Digest,
+}
+
+#[derive(Debug)]
+struct Membership {
+    generation: u64,
+    rank: usize,
+    members: Vec<v1::Member>,
+    /// The step for which `nodes_now` is the assignment.
+    step: u64,
+    nodes_now: Vec<LaneRange>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No state, or none that counts.
+    Empty,
+    /// Init, load or copy is under way for this step.
+    Acquiring(u64),
+    /// State is there; no generation asks for anything.
+    Idle,
+    /// Lanes are being computed.
+    Computing,
+    /// The all-reduce runs.
+    Reducing,
+    /// The sum is reported; the commit is awaited.
+    Ready,
+    /// The optimizer runs.
+    Applying,
+}
+
+/// The worker's side of the step transaction.
+#[derive(Debug)]
+pub struct Core {
+    me: Identity,
+    phase: Phase,
+    term: u64,
+    generation: u64,
+    applied: u64,
+    applied_digest: Option<Digest>,
+    pending: Option<Pending>,
+    membership: Option<Membership>,
+    partials: Partials,
+    in_flight: Option<(u64, u32)>,
+    compute_seconds: f64,
+    lanes_done: u32,
+    deferred: VecDeque<down::Body>,
+    last: bool,
+    applying_digest: Option<Digest>,
+    /// Of committed steps that are not known to be durable: a new coordinator asks for them.
+    receipts: BTreeMap<u64, v1::StepRecord>,
+    /// A session stands whose hello waits for the update that is being applied.
+    hello_due: bool,
+    /// Number of the load or copy that was asked for last.
+    request: u64,
+}
+
+impl Core {
+    /// A worker without state.
+    pub fn new(me: Identity) -> Self {
+        Core {
+            partials: Partials::new(me.lanes),
+            me,
+            phase: Phase::Empty,
+            term: 0,
+            generation: 0,
+            applied: 0,
+            applied_digest: None,
+            pending: None,
+            membership: None,
+            in_flight: None,
+            compute_seconds: 0.0,
+            lanes_done: 0,
+            deferred: VecDeque::new(),
+            last: false,
+            applying_digest: None,
+            receipts: BTreeMap::new(),
+            hello_due: false,
+            request: 0,
+        }
+    }
+
+    /// Present phase, step and progress, for heartbeats and logs.
+    pub fn heartbeat(&self) -> v1::Heartbeat {
+        let phase = match self.phase {
+            Phase::Empty | Phase::Idle => "idle",
+            Phase::Acquiring(_) => "acquiring state",
+            Phase::Computing => "computing",
+            Phase::Reducing => "reducing",
+            Phase::Ready => "ready",
+            Phase::Applying => "applying",
+        };
+        v1::Heartbeat {
+            generation: self.generation,
+            step: self.applied,
+            lanes_done: self.lanes_done,
+            phase: phase.into(),
+        }
+    }
+
+    /// One event in, effects out, to be executed in order.
+    pub fn apply(&mut self, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            // What is held is only half true while an update is being applied.
+            Event::LinkUp if self.phase == Phase::Applying => self.hello_due = true,
+            Event::LinkUp => effects.push(Effect::Send(up::Body::Hello(self.hello()))),
+            Event::LinkDown => {
+                self.hello_due = false;
+                // What the old session still had to say was meant for another past.
+                self.deferred.clear();
+            }
+            Event::Message(body) => self.message(body, &mut effects),
+            Event::LaneDone {
+                step,
+                report,
+                gradient,
+                seconds,
+            } => self.lane_done(step, report, gradient, seconds, &mut effects),
+            Event::Reduced {
+                generation,
+                step,
+                sum,
+                digest,
+                finite,
+            } => {
+                if self.exchanging(generation, step) {
+                    self.reduced(sum, digest, finite, &mut effects);
+                }
+            }
+            Event::ReduceFailed {
+                generation,
+                step,
+                ranks,
+                detail,
+            } => {
+                if self.exchanging(generation, step) {
+                    // The coordinator answers with a new generation.
+                    effects.push(Effect::Send(up::Body::PeerTrouble(v1::PeerTrouble {
+                        generation,
+                        step,
+                        ranks,
+                        detail,
+                    })));
+                }
+            }
+            Event::Applied { step } => self.was_applied(step, &mut effects),
+            Event::StateArrived { step, digest } => self.state_arrived(step, digest, &mut effects),
+            Event::StateFailed { step, error } => {
+                if self.phase == Phase::Acquiring(step) {
+                    self.phase = Phase::Empty;
+                    effects.push(self.state_ready(step, None, error));
+                }
+            }
+            Event::Report(body) => effects.push(Effect::Send(body)),
+            Event::Failed(error) => {
+                effects.push(Effect::Send(up::Body::Fatal(v1::Fatal {
+                    error: error.clone(),
+                })));
+                effects.push(Effect::Exit {
+                    success: false,
+                    reason: error,
+                });
+            }
+            Event::Shutdown => {
+                let reason = "asked to stop".to_owned();
+                effects.push(Effect::Send(up::Body::Leaving(v1::Leaving { reason })));
+            }
+        }
+        effects
+    }
+
+    fn has_state(&self) -> bool {
+        !matches!(self.phase, Phase::Empty | Phase::Acquiring(_))
+    }
+
+    fn holds(&self, step: u64) -> bool {
+        self.has_state() && self.applied == step
+    }
+
+    fn hello(&self) -> v1::Hello {
+        let bytes = |digest: Option<Digest>| digest.map(Digest::to_bytes).unwrap_or_default();
+        v1::Hello {
+            run_id: self.me.run_id.clone(),
+            worker_id: self.me.worker_id,
+            incarnation: self.me.incarnation,
+            fingerprint: self.me.fingerprint.clone(),
+            data_address: self.me.data_address.clone(),
+            term: self.term,
+            generation: self.generation,
+            has_state: self.has_state(),
+            applied: self.applied,
+            applied_digest: bytes(self.applied_digest),
+            pending_digest: bytes(self.pending.as_ref().map(|p| p.digest)),
+            nodes: self.partials.nodes().map(to_node).collect(),
+            receipts: self.receipts.values().cloned().collect(),
+        }
+    }
+
+    fn keep_receipt(&mut self, receipt: Option<v1::StepRecord>) {
+        if let Some(receipt) = receipt {
+            self.receipts.insert(receipt.step, receipt);
+        }
+    }
+
+    fn message(&mut self, body: down::Body, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Applying && !matches!(body, down::Body::Refused(_)) {
+            if self.deferred.len() < DEFERRED_MAX {
+                self.deferred.push_back(body);
+            } else {
+                // A coordinator that talks this much to a busy worker is not one of ours.
+                effects.push(Effect::Reconnect);
+            }
+            return;
+        }
+        match body {
+            down::Body::Welcome(w) => self.term = self.term.max(w.term),
+            down::Body::Refused(r) => effects.push(Effect::Exit {
+                success: false,
+                reason: format!("refused by the coordinator: {}", r.reason),
+            }),
+            down::Body::LoadState(m) => {
+                if self.accepts(m.term) {
+                    self.begin_acquiring(m.step, m.request, effects);
+                    self.receipts.clear();
+                    let (step, manifest) = (m.step, m.manifest);
+                    effects.push(Effect::Load { step, manifest });
+                }
+            }
+            down::Body::CopyState(m) => {
+                if self.accepts(m.term) {
+                    self.begin_acquiring(m.step, m.request, effects);
+                    self.receipts = m.receipts.into_iter().map(|r| (r.step, r)).collect();
+                    let (step, sources) = (m.step, m.sources);
+                    effects.push(Effect::Copy { step, sources });
+                }
+            }
+            down::Body::OpenGeneration(m) => self.open_generation(m, effects),
+            down::Body::Commit(m) => self.commit(m, effects),
+            down::Body::StoreParts(m) if self.holds(m.step) => {
+                let (step, parts) = (m.step, m.parts);
+                effects.push(Effect::StoreParts { step, parts });
+            }
+            down::Body::Evaluate(m) if self.holds(m.step) => {
+                effects.push(Effect::Evaluate { step: m.step });
+            }
+            down::Body::Export(m) if self.holds(m.step) => {
+                effects.push(Effect::Export { step: m.step });
+            }
+            down::Body::StoreParts(_) | down::Body::Evaluate(_) | down::Body::Export(_) => {
+                // Asked of a state that is gone: let the coordinator see what is held.
+                effects.push(Effect::Reconnect);
+            }
+            down::Body::Finished(m) => effects.push(Effect::Exit {
+                success: m.success,
+                reason: m.reason,
+            }),
+        }
+    }
+
+    /// Fencing: a lower term is an old coordinator.
+    fn accepts(&mut self, term: u64) -> bool {
+        let current = term >= self.term;
+        self.term = self.term.max(term);
+        current
+    }
+
+    fn begin_acquiring(&mut self, step: u64, request: u64, effects: &mut Vec<Effect>) {
+        self.request = request;
+        if self.phase == Phase::Reducing {
+            effects.push(Effect::AbortReduce);
+        }
+        self.phase = Phase::Acquiring(step);
+        self.membership = None;
+        self.pending = None;
+        self.applied_digest = None;
+        self.partials.clear();
+    }
+
+    fn state_ready(&self, step: u64, digest: Option<Digest>, error: String) -> Effect {
+        Effect::Send(up::Body::StateReady(v1::StateReady {
+            term: self.term,
+            step,
+            digest: digest.map(Digest::to_bytes).unwrap_or_default(),
+            error,
+            request: self.request,
+        }))
+    }
+
+    fn state_arrived(&mut self, step: u64, digest: Digest, effects: &mut Vec<Effect>) {
+        if self.phase != Phase::Acquiring(step) {
+            return;
+        }
+        self.phase = Phase::Idle;
+        self.applied = step;
+        effects.push(self.state_ready(step, Some(digest), String::new()));
+    }
+
+    fn open_generation(&mut self, m: v1::OpenGeneration, effects: &mut Vec<Effect>) {
+        if !self.accepts(m.term) || m.generation <= self.generation {
+            return;
+        }
+        if !self.has_state() {
+            // The coordinator thinks otherwise: let it see what is held.
+            effects.push(Effect::Reconnect);
+            return;
+        }
+        let Some(rank) = m
+            .members
+            .iter()
+            .position(|w| w.worker_id == self.me.worker_id)
+        else {
+            return;
+        };
+        if self.phase == Phase::Reducing {
+            effects.push(Effect::AbortReduce);
+        }
+        self.generation = m.generation;
+        let nodes_now = m.members[rank].nodes_now.iter().map(from_node).collect();
+        self.membership = Some(Membership {
+            generation: m.generation,
+            rank,
+            members: m.members,
+            step: m.step,
+            nodes_now,
+        });
+        self.last = false;
+        if m.step == self.applied {
+            self.phase = Phase::Idle;
+            self.proceed(effects);
+        } else if m.step == self.applied + 1 && self.pending.is_some() {
+            // The step was committed while this worker held its gradient.
+            self.keep_receipt(m.last);
+            self.start_apply(Vec::new(), effects);
+        } else {
+            // Too far behind or ahead to be a member: let the coordinator see what is held.
+            self.membership = None;
+            effects.push(Effect::Reconnect);
+        }
+    }
+
+    /// Computes the next missing lane, or starts the exchange when none is missing.
+    fn proceed(&mut self, effects: &mut Vec<Effect>) {
+        let Some(m) = &self.membership else { return };
+        if m.step != self.applied || !matches!(self.phase, Phase::Idle | Phase::Computing) {
+            return;
+        }
+        let missing = self.partials.missing(&m.nodes_now);
+        if let Some(&lane) = missing.first() {
+            self.phase = Phase::Computing;
+            if self.in_flight.is_none() {
+                let step = self.applied;
+                if self.lanes_done == 0 && missing.len() > 1 {
+                    let lanes = missing[1..].to_vec();
+                    effects.push(Effect::Prefetch { step, lanes });
+                }
+                self.in_flight = Some((step, lane));
+                effects.push(Effect::Compute { step, lane });
+            }
+            return;
+        }
+        if let Some(partials) = self.partials.complete(&m.nodes_now) {
+            let members = m.members.iter();
+            let exchange = Exchange {
+                generation: m.generation,
+                step: self.applied,
+                rank: m.rank,
+                members: members
+                    .map(|w| {
+                        let nodes = w.nodes_now.iter().map(from_node).collect();
+                        (w.data_address.clone(), nodes)
+                    })
+                    .collect(),
+                partials,
+            };
+            self.phase = Phase::Reducing;
+            effects.push(Effect::Reduce(exchange));
+            // The next step's images can be fetched while the network works.
+            let own = &m.members[m.rank];
+            effects.push(Effect::Prefetch {
+                step: self.applied + 1,
+                lanes: (own.lanes_start..own.lanes_end).collect(),
+            });
+        }
+    }
+
+    fn lane_done(
+        &mut self,
+        step: u64,
+        report: v1::LaneReport,
+        gradient: Vec<f32>,
+        seconds: f64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.in_flight == Some((step, report.lane)) {
+            self.in_flight = None;
+        }
+        let wanted = self.has_state() && step == self.applied && self.phase != Phase::Applying;
+        if let Some(m) = &self.membership
+            && wanted
+            && self.partials.missing(&m.nodes_now).contains(&report.lane)
+        {
+            self.compute_seconds += seconds;
+            self.lanes_done += 1;
+            self.partials.insert(report, gradient, &m.nodes_now);
+        }
+        self.proceed(effects);
+    }
+
+    fn exchanging(&self, generation: u64, step: u64) -> bool {
+        self.phase == Phase::Reducing && generation == self.generation && step == self.applied
+    }
+
+    fn reduced(&mut self, sum: Vec<f32>, digest: Digest, finite: bool, fx: &mut Vec<Effect>) {
+        let step = self.applied;
+        if let Some(before) = &self.pending
+            && before.digest != digest
+        {
+            fx.extend(self.apply(Event::Failed(format!(
+                "step {step}: the reduced gradient of generation {} has digest {digest}, an \
+                 earlier generation gave {}; the same lanes gave other bits, so a worker's memory \
+                 or arithmetic is not to be trusted",
+                self.generation, before.digest
+            ))));
+            return;
+        }
+        let Some(m) = &self.membership else { return };
+        let ready = v1::Ready {
+            term: self.term,
+            generation: self.generation,
+            step,
+            sum_digest: digest.to_bytes(),
+            finite,
+            lanes: self.partials.reports(&m.nodes_now),
+            compute_seconds: self.compute_seconds,
+        };
+        self.pending = Some(Pending {
+            step,
+            sum: Arc::new(sum),
+            digest,
+        });
+        self.phase = Phase::Ready;
+        fx.push(Effect::Send(up::Body::Ready(ready)));
+    }
+
+    fn commit(&mut self, m: v1::Commit, effects: &mut Vec<Effect>) {
+        let agreed = self.pending.as_ref().is_some_and(|p| {
+            p.step == m.step && Some(p.digest) == Digest::from_bytes(&m.sum_digest)
+        });
+        if !self.accepts(m.term)
+            || m.generation != self.generation
+            || m.step != self.applied
+            || self.phase != Phase::Ready
+        {
+            return;
+        }
+        if !agreed {
+            effects.extend(self.apply(Event::Failed(format!(
+                "step {}: the committed gradient is not the one this worker reduced",
+                m.step
+            ))));
+            return;
+        }
+        self.last = m.last;
+        self.keep_receipt(m.receipt);
+        self.receipts = self.receipts.split_off(&m.durable);
+        self.start_apply(m.snapshot_parts, effects);
+    }
+
+    fn start_apply(&mut self, snapshot_parts: Vec<u32>, effects: &mut Vec<Effect>) {
+        if let Some(pending) = self.pending.take() {
+            self.phase = Phase::Applying;
+            self.applying_digest = Some(pending.digest);
+            self.partials.clear();
+            effects.push(Effect::Apply {
+                step: pending.step,
+                sum: pending.sum,
+                snapshot_parts,
+            });
+        }
+    }
+
+    fn was_applied(&mut self, step: u64, effects: &mut Vec<Effect>) {
+        assert_eq!(step, self.applied, "updates are applied one by one");
+        self.applied = step + 1;
+        self.applied_digest = self.applying_digest.take();
+        self.compute_seconds = 0.0;
+        self.lanes_done = 0;
+        self.phase = Phase::Idle;
+        if std::mem::take(&mut self.hello_due) {
+            effects.push(Effect::Send(up::Body::Hello(self.hello())));
+        }
+        effects.push(Effect::Send(up::Body::Applied(v1::Applied {
+            generation: self.generation,
+            step,
+        })));
+        if self.last {
+            self.membership = None;
+        }
+        if let Some(m) = &mut self.membership
+            && m.step == step
+        {
+            m.step = step + 1;
+            for member in &mut m.members {
+                let held = (member.lanes_start..member.lanes_end).collect();
+                let nodes = lanes::maximal_nodes(self.me.lanes, &held);
+                member.nodes_now = nodes.into_iter().map(to_node).collect();
+            }
+            m.nodes_now = m.members[m.rank].nodes_now.iter().map(from_node).collect();
+        }
+        self.proceed(effects);
+        while self.phase != Phase::Applying {
+            let Some(body) = self.deferred.pop_front() else {
+                break;
+            };
+            self.message(body, effects);
+        }
+    }
+}
+
+fn to_node(range: LaneRange) -> v1::Node {
+    v1::Node {
+        start: range.start,
+        end: range.end,
+    }
+}
+
+fn from_node(node: &v1::Node) -> LaneRange {
+    LaneRange {
+        start: node.start,
+        end: node.end,
+    }
+}
+
+#[cfg(test)]
+mod tests;

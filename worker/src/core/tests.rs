@@ -1,0 +1,241 @@
+//! The core's rules, one by one, without sockets or devices.
+
+use super::*;
+
+fn worker() -> Core {
+    Core::new(Identity {
+        run_id: "run".into(),
+        worker_id: 7,
+        incarnation: 1,
+        fingerprint: "cpu".into(),
+        data_address: "127.0.0.1:1".into(),
+        lanes: 4,
+    })
+}
+
+fn member(worker_id: u64, now: &[(u32, u32)], next: (u32, u32)) -> v1::Member {
+    let node = |&(start, end): &(u32, u32)| v1::Node { start, end };
+    v1::Member {
+        worker_id,
+        data_address: "127.0.0.1:1".into(),
+        nodes_now: now.iter().map(node).collect(),
+        lanes_start: next.0,
+        lanes_end: next.1,
+    }
+}
+
+fn generation(generation: u64, step: u64, members: Vec<v1::Member>) -> Event {
+    Event::Message(down::Body::OpenGeneration(v1::OpenGeneration {
+        term: 1,
+        generation,
+        step,
+        members,
+        ..Default::default()
+    }))
+}
+
+fn commit(generation: u64, step: u64, digest: u128) -> Event {
+    Event::Message(down::Body::Commit(v1::Commit {
+        term: 1,
+        generation,
+        step,
+        sum_digest: Digest(digest).to_bytes(),
+        receipt: Some(v1::StepRecord {
+            step,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }))
+}
+
+fn reduced(generation: u64, step: u64, digest: u128) -> Event {
+    Event::Reduced {
+        generation,
+        step,
+        sum: vec![1.0],
+        digest: Digest(digest),
+        finite: true,
+    }
+}
+
+fn loaded() -> Core {
+    let mut core = worker();
+    let load = v1::LoadState {
+        term: 1,
+        step: 0,
+        ..Default::default()
+    };
+    let effects = core.apply(Event::Message(down::Body::LoadState(load)));
+    assert!(matches!(effects[..], [Effect::Load { step: 0, .. }]));
+    core.apply(Event::StateArrived {
+        step: 0,
+        digest: Digest(5),
+    });
+    core
+}
+
+/// Answers compute effects until the exchange starts; returns the lanes computed.
+fn compute_all(core: &mut Core, mut effects: Vec<Effect>) -> Vec<u32> {
+    let mut computed = Vec::new();
+    while let Some((step, lane)) = effects.iter().find_map(|e| match e {
+        Effect::Compute { step, lane } => Some((*step, *lane)),
+        _ => None,
+    }) {
+        computed.push(lane);
+        effects = core.apply(Event::LaneDone {
+            step,
+            report: v1::LaneReport {
+                lane,
+                ..Default::default()
+            },
+            gradient: vec![lane as f32],
+            seconds: 1.0,
+        });
+    }
+    assert!(
+        effects.iter().any(|e| matches!(e, Effect::Reduce(_))),
+        "{effects:?}"
+    );
+    computed
+}
+
+#[test]
+fn a_step_goes_from_lanes_to_commit_to_the_next_lanes() {
+    let mut core = loaded();
+    let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    assert_eq!(compute_all(&mut core, opened), [0, 1, 2, 3]);
+    let effects = core.apply(reduced(1, 0, 9));
+    let [Effect::Send(up::Body::Ready(ready))] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(ready.lanes.len(), 4);
+    let effects = core.apply(commit(1, 0, 9));
+    assert!(matches!(effects[..], [Effect::Apply { step: 0, .. }]));
+    let effects = core.apply(Event::Applied { step: 0 });
+    assert_eq!(compute_all(&mut core, effects), [0, 1, 2, 3]);
+    assert_eq!(core.heartbeat().step, 1);
+}
+
+#[test]
+fn stale_generations_terms_and_commits_change_nothing() {
+    let mut core = loaded();
+    let opened = core.apply(generation(2, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    compute_all(&mut core, opened);
+    assert!(
+        core.apply(generation(1, 0, vec![member(7, &[(0, 2)], (0, 2))]))
+            .is_empty()
+    );
+    assert!(core.apply(reduced(1, 0, 9)).is_empty());
+    assert!(core.apply(commit(2, 0, 9)).is_empty(), "not ready yet");
+    core.apply(reduced(2, 0, 9));
+    assert!(core.apply(commit(1, 0, 9)).is_empty());
+    assert!(core.apply(commit(2, 1, 9)).is_empty());
+    assert_eq!(core.apply(commit(2, 0, 9)).len(), 1);
+}
+
+#[test]
+fn a_survivor_keeps_its_nodes_and_computes_only_lost_lanes() {
+    let mut core = loaded();
+    let two = vec![member(7, &[(0, 2)], (0, 2)), member(8, &[(2, 4)], (2, 4))];
+    let opened = core.apply(generation(1, 0, two));
+    assert_eq!(compute_all(&mut core, opened), [0, 1]);
+    let trouble = core.apply(Event::ReduceFailed {
+        generation: 1,
+        step: 0,
+        ranks: vec![1],
+        detail: "connection reset".into(),
+    });
+    assert!(matches!(
+        trouble[..],
+        [Effect::Send(up::Body::PeerTrouble(_))]
+    ));
+    let alone = vec![member(7, &[(0, 2), (2, 4)], (0, 4))];
+    let opened = core.apply(generation(2, 0, alone));
+    assert_eq!(compute_all(&mut core, opened), [2, 3]);
+}
+
+#[test]
+fn a_held_gradient_is_applied_when_its_step_was_committed_elsewhere() {
+    let mut core = loaded();
+    let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    compute_all(&mut core, opened);
+    core.apply(reduced(1, 0, 9));
+    let effects = core.apply(Event::LinkUp);
+    let [Effect::Send(up::Body::Hello(hello))] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(hello.pending_digest, Digest(9).to_bytes());
+    let effects = core.apply(generation(2, 1, vec![member(7, &[(0, 4)], (0, 4))]));
+    assert!(matches!(effects[..], [Effect::Apply { step: 0, .. }]));
+    let effects = core.apply(Event::Applied { step: 0 });
+    assert_eq!(compute_all(&mut core, effects), [0, 1, 2, 3]);
+}
+
+#[test]
+fn other_bits_for_the_same_lanes_end_the_worker() {
+    let mut core = loaded();
+    let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    compute_all(&mut core, opened);
+    core.apply(reduced(1, 0, 9));
+    core.apply(generation(2, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    let effects = core.apply(reduced(2, 0, 10));
+    let told = effects
+        .iter()
+        .any(|e| matches!(e, Effect::Send(up::Body::Fatal(_))));
+    assert!(told, "{effects:?}");
+}
+
+#[test]
+fn receipts_are_kept_for_the_next_coordinator_until_they_are_durable() {
+    let mut core = loaded();
+    let mut effects = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    for step in 0..3 {
+        compute_all(&mut core, effects);
+        core.apply(reduced(1, step, 9));
+        core.apply(commit(1, step, 9));
+        effects = core.apply(Event::Applied { step });
+    }
+    let kept = |core: &mut Core| {
+        let effects = core.apply(Event::LinkUp);
+        let [Effect::Send(up::Body::Hello(hello))] = &effects[..] else {
+            panic!("{effects:?}")
+        };
+        hello.receipts.iter().map(|r| r.step).collect::<Vec<u64>>()
+    };
+    assert_eq!(kept(&mut core), [0, 1, 2]);
+    compute_all(&mut core, effects);
+    core.apply(reduced(1, 3, 9));
+    let Event::Message(down::Body::Commit(mut last)) = commit(1, 3, 9) else {
+        panic!("a commit")
+    };
+    last.durable = 2;
+    core.apply(Event::Message(down::Body::Commit(last)));
+    core.apply(Event::Applied { step: 3 });
+    assert_eq!(kept(&mut core), [2, 3]);
+}
+
+#[test]
+fn a_hello_waits_for_the_update_that_is_being_applied() {
+    let mut core = loaded();
+    let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    compute_all(&mut core, opened);
+    core.apply(reduced(1, 0, 9));
+    core.apply(commit(1, 0, 9));
+    assert!(core.apply(Event::LinkUp).is_empty());
+    let effects = core.apply(Event::Applied { step: 0 });
+    let Some(Effect::Send(up::Body::Hello(hello))) = effects.first() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((hello.applied, hello.has_state), (1, true));
+}
+
+#[test]
+fn what_is_asked_of_a_state_that_is_gone_begins_a_new_session() {
+    let mut core = loaded();
+    let evaluate = down::Body::Evaluate(v1::Evaluate { step: 5 });
+    let effects = core.apply(Event::Message(evaluate));
+    assert!(matches!(effects[..], [Effect::Reconnect]), "{effects:?}");
+    let mut empty = worker();
+    let effects = empty.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    assert!(matches!(effects[..], [Effect::Reconnect]), "{effects:?}");
+}
