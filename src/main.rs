@@ -3,6 +3,8 @@
 mod files;
 mod roles;
 mod run;
+mod size;
+mod weights;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +37,15 @@ enum Command {
         #[command(subcommand)]
         command: shard_tools::cli::Command,
     },
+    /// Gather published or trained weights into one file with the authors' names.
+    ///
+    /// Example: belfry import --from roberta.safetensors --from clip.pt --to init.safetensors
+    /// configs/pretrain-4m.toml
+    Import(weights::ImportArguments),
+    /// Write a checkpoint's weights as one safetensors file that PyTorch loads.
+    Export(weights::ExportArguments),
+    /// Count a model: parameters, FLOPs, training memory.
+    Model(size::ModelArguments),
     /// Print the resolved configuration and its hash, and check it.
     Config {
         /// The run file.
@@ -55,6 +66,9 @@ async fn main() -> ExitCode {
         Command::Coordinator(arguments) => roles::coordinator(arguments).await,
         Command::Worker(arguments) => roles::worker(arguments).await,
         Command::Shards { command } => shard_tools::cli::run(command).await,
+        Command::Import(arguments) => weights::import(arguments).await,
+        Command::Export(arguments) => weights::export(arguments).await,
+        Command::Model(arguments) => size::print(&arguments),
         Command::Config { config, settings } => print_config(&config, &settings),
     };
     match result {

@@ -4,12 +4,14 @@
 //! refused. [`RunConfig::validate`] turns what was parsed into a [`ValidConfig`] that cannot be
 //! wrong: batch arithmetic, model sizes, schedule.
 
+mod init;
 mod layers;
 mod model;
 pub mod rng;
 mod run_config;
 mod validate;
 
+pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
 pub use model::*;
 pub use run_config::*;

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::init::Init;
 use crate::model::Model;
 
 /// One run file.
@@ -17,6 +18,9 @@ pub struct RunConfig {
     pub data: Data,
     /// The model's sizes.
     pub model: Model,
+    /// The weights to begin with.
+    #[serde(default)]
+    pub init: Init,
     /// Optimizer and schedule.
     pub optim: Optim,
     /// When checkpoints are written.

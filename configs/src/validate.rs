@@ -92,6 +92,7 @@ impl RunConfig {
         self.check_batch()?;
         self.check_data()?;
         self.check_model()?;
+        self.init.check()?;
         self.check_optim()?;
         Ok(ValidConfig(self))
     }

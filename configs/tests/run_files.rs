@@ -83,6 +83,35 @@ fn a_misspelt_key_and_an_indivisible_batch_are_named() {
 }
 
 #[test]
+fn weights_to_begin_with_are_files_and_never_downloads() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let with = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load(&path, &settings)
+    };
+    let config = with(&[r#"init.from=["a.bin", "s3://bucket/b.pt"]"#]).expect("both can be read");
+    assert_eq!(config.init.from, ["a.bin", "s3://bucket/b.pt"]);
+    assert!(config.init.fresh.is_empty());
+    for (settings, words) in [
+        (
+            &[r#"init.from=["https://host/a.bin"]"#][..],
+            "nothing is downloaded",
+        ),
+        (&[r#"init.from=["a.bin", "a.bin"]"#], "listed twice"),
+        (&[r#"init.from=[""]"#], "neither a path"),
+        (&[r#"init.fresh=["vit_model."]"#], "needs init.from"),
+        (
+            &[r#"init.from=["a"]"#, r#"init.fresh=[""]"#],
+            "empty prefix",
+        ),
+        (&[r#"init.form=["a"]"#], "unknown field `form`"),
+    ] {
+        let told = with(settings).expect_err("must be refused").to_string();
+        assert!(told.contains(words), "`{words}` is not in: {told}");
+    }
+}
+
+#[test]
 fn what_the_chosen_system_cannot_have_is_named() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
     let set = |settings: &[&str]| {

@@ -6,3 +6,4 @@ mod s3_server;
 mod simulation;
 mod system;
 mod tidy;
+mod weights;

@@ -15,7 +15,7 @@ use crate::s3_server::{self, S3Server};
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// One run at a time: they would only slow each other down.
-fn alone() -> MutexGuard<'static, ()> {
+pub fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -37,6 +37,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "shard_tools",
             "belfry-coordinator",
             "belfry-worker",
+            "belfry-model",
         ],
     ),
 ];

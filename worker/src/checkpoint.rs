@@ -17,6 +17,7 @@ use shard_tools::store::Root;
 
 use crate::error::WorkerError;
 use crate::state::{TrainState, hex};
+use crate::weights;
 
 /// Prefixes of the three tensors of a parameter; PyTorch's names for AdamW's moments.
 const KINDS: [&str; 3] = ["parameter", "exp_avg", "exp_avg_sq"];
@@ -218,24 +219,7 @@ pub async fn export(
     table: &ParamTable,
     positions: u32,
 ) -> Result<String, WorkerError> {
-    let buffer = "text_transformer.embeddings.position_ids";
-    let entries = table.entries().iter();
-    let mut tensors: Vec<Raw> = entries
-        .map(|e| {
-            let values = &state.parameters[e.offset..e.offset + e.len];
-            raw_f32(e.name.clone(), &e.shape, values)
-        })
-        .collect();
-    let ids = (0..i64::from(positions))
-        .flat_map(i64::to_le_bytes)
-        .collect();
-    tensors.push((
-        buffer.to_owned(),
-        Dtype::I64,
-        vec![1, positions as usize],
-        ids,
-    ));
-    let bytes = encode(&tensors, ("format", "pt".to_owned()));
+    let bytes = weights::encode(&state.parameters, &table.into(), positions, |_| true);
     let file = "export/model.safetensors";
     root.put(file, Bytes::from(bytes))
         .await

@@ -37,6 +37,17 @@ pub enum WorkerError {
         /// What is wrong.
         reason: String,
     },
+    /// There is no such checkpoint to export.
+    #[error("{root} has no complete checkpoint of that step; steps that have one: {steps:?}")]
+    NoCheckpoint {
+        /// The run's root.
+        root: String,
+        /// Steps of the checkpoints there.
+        steps: Vec<u64>,
+    },
+    /// The weights that `[init]` names are not as they must be.
+    #[error("init.from: {0}")]
+    Weights(#[from] crate::weights::WeightsError),
     /// The file that holds the coordinator's address is missing for too long.
     #[error("no coordinator address in {path}; is the coordinator running?")]
     NoAddress {

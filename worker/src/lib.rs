@@ -3,12 +3,13 @@
 //! [`run`] is the whole of it. Rooms, in the order of the walk of a sample: `train_step` (host
 //! batches to lane gradients), `partials` (lane gradients to tree nodes), the collective (nodes to
 //! one sum), `core` (when what may happen), `optimizer` and `state` (the sum applied), `checkpoint`
-//! (the state made durable). `session` is the shell around them, `link` the line to the
+//! (the state made durable); `weights` brings in what a run begins with. `session` is the shell around them, `link` the line to the
 //! coordinator.
 
 mod checkpoint;
 pub mod core;
 mod error;
+mod export;
 mod fingerprint;
 mod link;
 pub mod optimizer;
@@ -16,7 +17,9 @@ mod partials;
 mod session;
 mod state;
 mod train_step;
+pub mod weights;
 
 pub use error::WorkerError;
+pub use export::export_checkpoint;
 pub use fingerprint::fingerprint;
 pub use session::{WorkerOptions, run};

@@ -393,7 +393,7 @@ impl Shell {
         let model = Arc::clone(&self.compute.model);
         self.acquire(step, async move {
             if manifest.is_empty() {
-                return Ok(TrainState::init(&config, &model));
+                return TrainState::init(&config, &model).await;
             }
             checkpoint::load(&root, &manifest, model.table()).await
         });

@@ -10,6 +10,9 @@ use belfry_proto::Digest;
 use sha2::{Digest as _, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::error::WorkerError;
+use crate::weights::import;
+
 /// Parameters, first and second moments, after `step` updates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainState {
@@ -24,16 +27,27 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// The initial state of a run: a function of the seed.
-    pub fn init(config: &ValidConfig, model: &ManagerTower) -> Self {
-        let parameters = model.table().init(config.run.seed);
+    /// The initial state of a run: a function of the seed and of the files of `[init]`, which are
+    /// named with their hashes in the log.
+    ///
+    /// # Errors
+    /// [`WorkerError::Weights`] naming file and key.
+    pub async fn init(config: &ValidConfig, model: &ManagerTower) -> Result<Self, WorkerError> {
+        let mut parameters = model.table().init(config.run.seed);
+        if !config.init.from.is_empty() {
+            let (filled, report) = import(&config.init, &model.table().into(), parameters).await?;
+            parameters = filled;
+            for line in report.to_string().lines() {
+                tracing::info!("init: {line}");
+            }
+        }
         let moments = vec![0.0; parameters.len()];
-        TrainState {
+        Ok(TrainState {
             step: 0,
             parameters,
             exp_avg: moments.clone(),
             exp_avg_sq: moments,
-        }
+        })
     }
 
     /// From the three tensors of a peer's copy.

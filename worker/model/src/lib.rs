@@ -29,6 +29,7 @@ mod pretrain;
 mod rank;
 mod retrieve;
 mod scored;
+pub mod size;
 mod text_tower;
 mod tower;
 mod transform;

@@ -1,0 +1,202 @@
+//! `belfry model`: how large the configured model is, as a table.
+
+use std::path::PathBuf;
+
+use anyhow::{bail, ensure};
+use belfry_configs::{
+    ImageKind, Manager, ManagerQuery, ManagerWeight, Model, System, TextKind, ValidConfig,
+};
+use belfry_model::ManagerTower;
+use belfry_model::size::{
+    Fusion, ImageSize, ModelSize, Query, Share, TextSize, activation_bytes, modules, state_bytes,
+    total,
+};
+use clap::Args;
+
+/// Arguments of `belfry model`.
+#[derive(Args)]
+pub struct ModelArguments {
+    /// The run file.
+    config: PathBuf,
+    /// Override a key, for instance --set model.image.size=384; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+/// Prints the table on standard output.
+pub fn print(arguments: &ModelArguments) -> anyhow::Result<()> {
+    let config = belfry_configs::load(&arguments.config, &arguments.settings)?;
+    let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
+    print!("{}", report(&config, model.table().elements() as u64)?);
+    Ok(())
+}
+
+/// The sizes that the configuration gives.
+///
+/// # Errors
+/// Names the key of what is not counted yet.
+fn model_size(config: &ValidConfig) -> anyhow::Result<ModelSize> {
+    let (model, text, image) = (&config.model, &config.model.text, &config.model.image);
+    ensure!(
+        text.kind == TextKind::Roberta,
+        "model.text.kind: BERT is not counted yet"
+    );
+    ensure!(
+        image.kind == ImageKind::Clip,
+        "model.image.kind: ViT is not counted yet"
+    );
+    Ok(ModelSize {
+        text: TextSize {
+            layers: text.layers.into(),
+            managed: text.managed.into(),
+            hidden: text.hidden.into(),
+            heads: text.heads.into(),
+            intermediate: text.intermediate.into(),
+            vocab: text.vocab.into(),
+            positions: text.positions.into(),
+            types: 1,
+            length: config.data.text_len.into(),
+        },
+        image: ImageSize {
+            layers: image.layers.into(),
+            managed: image.managed.into(),
+            hidden: image.hidden.into(),
+            heads: image.heads.into(),
+            side: image.size.into(),
+            patch: image.patch.into(),
+        },
+        hidden: model.hidden.into(),
+        heads: model.heads.into(),
+        cross_layers: model.cross_layers.into(),
+        mlp_ratio: model.mlp_ratio.into(),
+        fusion: fusion(model)?,
+    })
+}
+
+fn fusion(model: &Model) -> anyhow::Result<Fusion> {
+    let query = match (model.system, model.manager, model.manager_query) {
+        (System::BridgeTower, ..) => return Ok(Fusion::BridgeTower),
+        (System::Meter, ..) => bail!("model.system: METER is not counted yet"),
+        (_, Manager::Saue, _) => Query::Static,
+        (_, Manager::Aaue, ManagerQuery::Visual) => Query::Visual,
+        (_, Manager::Aaue, ManagerQuery::Fused) => Query::Fused,
+        (_, manager, _) => bail!("model.manager: {manager:?} is not counted yet"),
+    };
+    let vector = model.manager_weight == ManagerWeight::Vector;
+    Ok(Fusion::Managers { query, vector })
+}
+
+/// `trained` are the elements of the run's own model, heads included.
+fn report(config: &ValidConfig, trained: u64) -> anyhow::Result<String> {
+    let modules = modules(&model_size(config)?);
+    let whole = total(&modules);
+    let mut lines = vec![format!(
+        "{:<20} {:>13} {:>10} {:>18}",
+        "module", "parameters M", "FLOPs G", "activations MB/pair"
+    )];
+    let row = |name: &str, share: Share| {
+        format!(
+            "{name:<20} {:>13.2} {:>10.2} {:>19.1}",
+            share.parameters as f64 / 1e6,
+            share.macs as f64 / 1e9,
+            activation_bytes(share, 1) as f64 / 1e6
+        )
+    };
+    lines.extend(modules.iter().map(|m| row(m.name, m.share)));
+    lines.push(row("encoder", whole));
+    let heads = Share {
+        parameters: trained - whole.parameters,
+        ..Share::default()
+    };
+    lines.push(format!(
+        "{:<20} {:>13.2}   (not in Table 6)",
+        "heads",
+        heads.parameters as f64 / 1e6
+    ));
+    let (image, text) = (config.model.image.size, config.data.text_len);
+    lines.push(String::new());
+    lines.push(format!(
+        "one pair, image {image}, text {text}; FLOPs as the paper counts them: multiply-accumulates \
+         of one pass"
+    ));
+    lines.push(String::new());
+    let pairs = u64::from(config.batch.micro_batch) * u64::from(config.batch.device_batch);
+    let mut memory: Vec<(String, u64)> = state_bytes(trained)
+        .into_iter()
+        .map(|(name, bytes)| (name.to_owned(), bytes))
+        .collect();
+    memory.push((
+        format!("activations, {pairs} pairs"),
+        activation_bytes(whole, pairs),
+    ));
+    let sum = memory.iter().map(|(_, bytes)| bytes).sum();
+    memory.push(("training, about".into(), sum));
+    lines.push(format!("{:<28} {:>8}", "memory of a worker", "GB"));
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    lines.extend(
+        memory
+            .iter()
+            .map(|(name, bytes)| format!("{name:<28} {:>8.2}", gigabytes(*bytes))),
+    );
+    Ok(lines.join("\n") + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(settings: &[&str]) -> ValidConfig {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/pretrain-4m.toml");
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        belfry_configs::load(&file, &settings).expect("a run file of this repository")
+    }
+
+    #[test]
+    fn a_run_file_prints_its_row_of_table_6() {
+        for (settings, parameters, flops) in [
+            (&["model.system=bridgetower"][..], "326.58", "101.25"),
+            (&["model.manager=saue"], "326.77", "101.34"),
+            (&["model.manager_query=visual"], "326.77", "101.35"),
+            (&["model.manager_query=fused"], "338.64", "105.52"),
+        ] {
+            let config = config(&[&["model.image.size=384"], settings].concat());
+            let model = ManagerTower::new(&config.model, 50).expect("its sizes fit");
+            let text = report(&config, model.table().elements() as u64).expect("is counted");
+            let row = text
+                .lines()
+                .find(|line| line.starts_with("encoder"))
+                .expect("a row");
+            let words: Vec<&str> = row.split_whitespace().collect();
+            assert_eq!(words[1..3], [parameters, flops], "{text}");
+        }
+    }
+
+    #[test]
+    fn the_counted_parameters_are_those_of_the_model() {
+        // Heads of pre-training: MLM (768² + 768 + 2·768 + 50265·768 + 50265) and ITM (1536·2 + 2).
+        let heads = 768 * 768 + 768 + 2 * 768 + 50265 * 768 + 50265 + 1536 * 2 + 2;
+        for settings in [
+            &[][..],
+            &["model.manager=saue"],
+            &["model.system=bridgetower"],
+            &["model.manager_query=visual"],
+            &["model.manager_weight=scalar"],
+            &[
+                "model.cross_layers=2",
+                "model.text.managed=3",
+                "model.image.managed=12",
+            ],
+        ] {
+            let config = config(settings);
+            let model = ManagerTower::new(&config.model, 50).expect("its sizes fit");
+            let counted = total(&modules(&model_size(&config).expect("is counted"))).parameters;
+            assert_eq!(
+                counted + heads,
+                model.table().elements() as u64,
+                "{settings:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A checkpoint's weights as one file that PyTorch loads, after the run or beside it.
+
+use belfry_configs::ValidConfig;
+use belfry_model::ManagerTower;
+use shard_tools::store::Root;
+
+use crate::error::WorkerError;
+use crate::{checkpoint, weights};
+
+/// Reads the checkpoint of `step`, or the newest, under `root` and gives its step and a safetensors
+/// file of its parameters under the authors' names (see [`weights::encode`]).
+///
+/// # Errors
+/// [`WorkerError::NoCheckpoint`] naming the steps that have one, [`WorkerError::Checkpoint`] if a
+/// part is not what its manifest says, [`WorkerError::Store`].
+pub async fn export_checkpoint(
+    root: &Root,
+    config: &ValidConfig,
+    step: Option<u64>,
+) -> Result<(u64, Vec<u8>), WorkerError> {
+    let steps = complete_steps(root).await?;
+    let chosen = match step {
+        Some(step) => steps.iter().copied().find(|s| *s == step),
+        None => steps.last().copied(),
+    };
+    let Some(step) = chosen else {
+        return Err(WorkerError::NoCheckpoint {
+            root: root.to_string(),
+            steps,
+        });
+    };
+    let model = ManagerTower::new(&config.model, config.data.text_len as usize)
+        .map_err(|e| WorkerError::Internal(e.to_string()))?;
+    let manifest = format!("{}/{MANIFEST}", checkpoint::folder(step));
+    let state = checkpoint::load(root, &manifest, model.table()).await?;
+    let positions = config.model.text.positions;
+    let file = weights::encode(&state.parameters, &model.table().into(), positions, |_| {
+        true
+    });
+    Ok((step, file))
+}
+
+/// What makes the parts of a step a checkpoint.
+const MANIFEST: &str = "manifest.json";
+
+/// Steps whose checkpoint has its manifest, ascending.
+async fn complete_steps(root: &Root) -> Result<Vec<u64>, WorkerError> {
+    let keys = root.list("checkpoints").await;
+    let keys = keys.map_err(|source| WorkerError::Store {
+        what: format!("cannot list {root}/checkpoints"),
+        source,
+    })?;
+    let step = |key: &str| {
+        let folder = key.strip_suffix(MANIFEST)?.strip_suffix('/')?;
+        folder.strip_prefix("checkpoints/step-")?.parse().ok()
+    };
+    let mut steps: Vec<u64> = keys.iter().filter_map(|(key, _)| step(key)).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
