@@ -17,10 +17,10 @@ fn python() -> Option<String> {
     if found.is_ok_and(|output| output.status.success()) {
         return Some(program);
     }
-    eprintln!(
-        "SKIPPED: `{program}` has no webdataset; `pip install webdataset` brings it, BELFRY_PYTHON \
-         names the Python that has it"
-    );
+    crate::skipped(&format!(
+        "`{program}` has no webdataset; `pip install webdataset` brings it, BELFRY_PYTHON names \
+         the Python that has it"
+    ));
     None
 }
 

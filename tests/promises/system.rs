@@ -382,7 +382,7 @@ impl SmallDisk {
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(SmallDisk(folder.to_owned()));
         }
-        eprintln!("SKIPPED: mounting a small tmpfs needs root; the full disk is not tested");
+        crate::skipped("mounting a small tmpfs needs root; the full disk is not tested");
         None
     }
 }

@@ -2,7 +2,6 @@
 //! files of PyTorch's world (`python/weights.py`).
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -142,7 +141,7 @@ fn a_run_begins_with_given_weights_and_gives_its_own_out() {
     );
 }
 
-/// What script `name` of `tests/interop` said; nothing, loudly, where Python lacks what it needs.
+/// What script `name` of `tests/promises/python` said; nothing, loudly, where Python lacks what it needs.
 ///
 /// `BELFRY_PYTHON` (default `python3`) names a Python that has torch, transformers and safetensors.
 fn interop(name: &str, arguments: &[&str]) -> Option<String> {
@@ -150,12 +149,10 @@ fn interop(name: &str, arguments: &[&str]) -> Option<String> {
     let packages = "import torch, transformers, safetensors, numpy";
     let there = Command::new(&python).args(["-c", packages]).output();
     if !there.is_ok_and(|output| output.status.success()) {
-        // Not through the test's captured output: a skip must be seen.
-        let words = format!(
-            "SKIPPED tests/promises/python/{name}: {python} lacks torch, transformers, safetensors or numpy; \
-             install them and set BELFRY_PYTHON\n"
-        );
-        let _ = std::io::stderr().write_all(words.as_bytes());
+        crate::skipped(&format!(
+            "{name}: `{python}` lacks torch, transformers, safetensors or numpy; install them and \
+             set BELFRY_PYTHON"
+        ));
         return None;
     }
     let output = Command::new(&python)

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
 
 use belfry_configs::Init;
 use belfry_model::resize_positions;
