@@ -13,3 +13,21 @@ pub mod v1 {
 
 pub use ids::{Digest, Generation, Lane, Rank, Step, Term, WorkerId};
 pub use lanes::LaneRange;
+
+impl From<LaneRange> for v1::Node {
+    fn from(range: LaneRange) -> Self {
+        v1::Node {
+            start: range.start,
+            end: range.end,
+        }
+    }
+}
+
+impl From<v1::Node> for LaneRange {
+    fn from(node: v1::Node) -> Self {
+        LaneRange {
+            start: node.start,
+            end: node.end,
+        }
+    }
+}

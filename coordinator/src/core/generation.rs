@@ -72,7 +72,7 @@ impl Core {
         let member = |id: &u64| v1::Member {
             worker_id: *id,
             data_address: self.workers[id].address.clone(),
-            nodes_now: self.nodes_now[id].iter().map(to_node).collect(),
+            nodes_now: self.nodes_now[id].iter().map(|n| (*n).into()).collect(),
             lanes_start: self.lanes_next[id].start,
             lanes_end: self.lanes_next[id].end,
         };

@@ -63,7 +63,7 @@ impl Core {
             applied: hello.has_state.then_some(hello.applied),
             applied_digest: Digest::from_bytes(&hello.applied_digest),
             pending_digest: Digest::from_bytes(&hello.pending_digest),
-            nodes: hello.nodes.iter().map(from_node).collect(),
+            nodes: hello.nodes.iter().map(|n| (*n).into()).collect(),
             copying: None,
             copies_failed: 0,
             copy_after: now,

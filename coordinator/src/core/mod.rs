@@ -425,16 +425,5 @@ impl Core {
     }
 }
 
-fn to_node(range: &LaneRange) -> v1::Node {
-    v1::Node {
-        start: range.start,
-        end: range.end,
-    }
-}
-
-fn from_node(node: &v1::Node) -> LaneRange {
-    LaneRange {
-        start: node.start,
-        end: node.end,
-    }
-}
+#[cfg(test)]
+mod tests;

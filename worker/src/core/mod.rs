@@ -329,7 +329,7 @@ impl Core {
             applied: self.applied,
             applied_digest: bytes(self.applied_digest),
             pending_digest: bytes(self.pending.as_ref().map(|p| p.digest)),
-            nodes: self.partials.nodes().map(to_node).collect(),
+            nodes: self.partials.nodes().map(Into::into).collect(),
             receipts: self.receipts.values().cloned().collect(),
         }
     }
@@ -453,7 +453,11 @@ impl Core {
             effects.push(Effect::AbortReduce);
         }
         self.generation = m.generation;
-        let nodes_now = m.members[rank].nodes_now.iter().map(from_node).collect();
+        let nodes_now = m.members[rank]
+            .nodes_now
+            .iter()
+            .map(|n| (*n).into())
+            .collect();
         self.membership = Some(Membership {
             generation: m.generation,
             rank,
@@ -504,7 +508,7 @@ impl Core {
                 rank: m.rank,
                 members: members
                     .map(|w| {
-                        let nodes = w.nodes_now.iter().map(from_node).collect();
+                        let nodes = w.nodes_now.iter().map(|n| (*n).into()).collect();
                         (w.data_address.clone(), nodes)
                     })
                     .collect(),
@@ -641,9 +645,13 @@ impl Core {
             for member in &mut m.members {
                 let held = (member.lanes_start..member.lanes_end).collect();
                 let nodes = lanes::maximal_nodes(self.me.lanes, &held);
-                member.nodes_now = nodes.into_iter().map(to_node).collect();
+                member.nodes_now = nodes.into_iter().map(Into::into).collect();
             }
-            m.nodes_now = m.members[m.rank].nodes_now.iter().map(from_node).collect();
+            m.nodes_now = m.members[m.rank]
+                .nodes_now
+                .iter()
+                .map(|n| (*n).into())
+                .collect();
         }
         self.proceed(effects);
         while self.phase != Phase::Applying {
@@ -652,20 +660,6 @@ impl Core {
             };
             self.message(body, effects);
         }
-    }
-}
-
-fn to_node(range: LaneRange) -> v1::Node {
-    v1::Node {
-        start: range.start,
-        end: range.end,
-    }
-}
-
-fn from_node(node: &v1::Node) -> LaneRange {
-    LaneRange {
-        start: node.start,
-        end: node.end,
     }
 }
 

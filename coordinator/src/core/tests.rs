@@ -1,0 +1,228 @@
+//! The core's rules, one by one, that the simulation's honest workers never meet.
+
+use super::*;
+
+fn settings(workers: usize) -> Settings {
+    Settings {
+        run_id: "run".into(),
+        lanes: 4,
+        micro_batches: 4,
+        steps_total: 3,
+        min_workers: 1,
+        expected_workers: workers,
+        stall_ms: 1000,
+        checkpoint_every: 10,
+        checkpoint_parts: 2,
+        nodes_max: 4,
+        evaluates: false,
+        term: 1,
+    }
+}
+
+/// A core that trains with `workers` workers, in sessions 100, 101, ….
+fn training(workers: u64, durable: Durable) -> Core {
+    let mut core = Core::new(0, settings(workers as usize), durable);
+    for id in 0..workers {
+        core.apply(0, Event::Hello(100 + id, hello(id)));
+    }
+    for id in 0..workers {
+        let ready = v1::StateReady {
+            digest: Digest(7).to_bytes(),
+            request: core.requests,
+            ..Default::default()
+        };
+        core.apply(0, Event::Message(100 + id, up::Body::StateReady(ready)));
+    }
+    assert_eq!(core.phase, Phase::Training);
+    core
+}
+
+fn hello(worker_id: u64) -> v1::Hello {
+    v1::Hello {
+        run_id: "run".into(),
+        worker_id,
+        incarnation: 1,
+        data_address: format!("worker-{worker_id}"),
+        ..Default::default()
+    }
+}
+
+/// The worker's ready for the open step, with its lanes reported.
+fn ready(core: &mut Core, id: u64, digest: u128, finite: bool) -> Vec<Effect> {
+    let lanes = core.nodes_now[&id].iter().flat_map(|n| n.start..n.end);
+    let ready = v1::Ready {
+        term: 1,
+        generation: core.generation,
+        step: core.committed,
+        sum_digest: Digest(digest).to_bytes(),
+        finite,
+        lanes: lanes
+            .map(|lane| v1::LaneReport {
+                lane,
+                pairs: 1,
+                ..Default::default()
+            })
+            .collect(),
+        compute_seconds: 1.0,
+    };
+    core.apply(10, Event::Message(100 + id, up::Body::Ready(ready)))
+}
+
+fn ended(effects: &[Effect]) -> Option<(bool, &str)> {
+    effects.iter().find_map(|e| match e {
+        Effect::Finish { success, reason } => Some((*success, reason.as_str())),
+        _ => None,
+    })
+}
+
+fn sent<'a>(effects: &'a [Effect], session: u64) -> Vec<&'a down::Body> {
+    let to = |e: &'a Effect| match e {
+        Effect::Send(to, body) if *to == session => Some(body),
+        _ => None,
+    };
+    effects.iter().filter_map(to).collect()
+}
+
+#[test]
+fn a_step_counts_when_all_are_ready_with_the_same_bits() {
+    let mut core = training(2, Durable::default());
+    assert!(sent(&ready(&mut core, 0, 9, true), 100).is_empty());
+    let effects = ready(&mut core, 1, 9, true);
+    for session in [100, 101] {
+        let [down::Body::Commit(commit)] = sent(&effects, session)[..] else {
+            panic!("{effects:?}")
+        };
+        let receipt = commit.receipt.as_ref().expect("a receipt");
+        assert_eq!((commit.step, receipt.pairs), (0, 4));
+    }
+}
+
+#[test]
+fn a_minority_with_other_bits_is_named_and_expelled() {
+    let mut core = training(3, Durable::default());
+    ready(&mut core, 0, 9, true);
+    ready(&mut core, 1, 9, true);
+    let effects = ready(&mut core, 2, 10, true);
+    let [down::Body::Refused(refused)] = sent(&effects, 102)[..] else {
+        panic!("{effects:?}")
+    };
+    assert!(refused.reason.contains("workers [2] reduced other bits"));
+    assert_eq!(core.members, [0, 1]);
+    assert!(ended(&effects).is_none(), "the others go on");
+
+    let mut core = training(2, Durable::default());
+    ready(&mut core, 0, 9, true);
+    let effects = ready(&mut core, 1, 10, true);
+    let (success, reason) = ended(&effects).expect("nobody knows who is right");
+    assert!(!success && reason.contains("no majority"), "{reason}");
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_stops_the_run_and_says_what_to_do() {
+    let mut core = training(1, Durable::default());
+    let effects = ready(&mut core, 0, 9, false);
+    let (success, reason) = ended(&effects).expect("ends");
+    assert!(
+        !success && reason.contains("optim.learning_rate"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_step_that_comes_out_otherwise_than_its_receipt_is_an_alarm() {
+    let receipt = v1::StepRecord {
+        step: 0,
+        sum_digest: Digest(8).to_string(),
+        ..Default::default()
+    };
+    let durable = Durable {
+        receipts: [(0, receipt)].into(),
+        ..Durable::default()
+    };
+    let mut core = training(1, durable);
+    let effects = ready(&mut core, 0, 9, true);
+    let (success, reason) = ended(&effects).expect("ends");
+    assert!(
+        !success && reason.contains("differ from the first time"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_commit_waits_for_a_newcomers_copy_but_not_for_ever() {
+    let mut core = training(1, Durable::default());
+    let effects = core.apply(10, Event::Hello(101, hello(1)));
+    let [down::Body::Welcome(_), down::Body::CopyState(copy)] = sent(&effects, 101)[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(copy.sources, ["worker-0"]);
+    assert!(sent(&ready(&mut core, 0, 9, true), 100).is_empty());
+    let beat = up::Body::Heartbeat(v1::Heartbeat {
+        generation: core.generation,
+        phase: "ready".into(),
+        ..Default::default()
+    });
+    let effects = core.apply(1011, Event::Message(100, beat));
+    assert!(matches!(sent(&effects, 100)[..], [down::Body::Commit(_)]));
+}
+
+#[test]
+fn the_last_checkpoints_parts_are_asked_of_survivors() {
+    let mut core = training(2, Durable::default());
+    for _ in 0..3 {
+        ready(&mut core, 0, 9, true);
+        ready(&mut core, 1, 9, true);
+    }
+    assert_eq!(core.phase, Phase::Finishing);
+    let stored = v1::PartStored {
+        step: 3,
+        part: 0,
+        ..Default::default()
+    };
+    core.apply(20, Event::Message(100, up::Body::PartStored(stored)));
+    core.apply(20, Event::Gone(101));
+    // The survivor comes in a new session: what it was told in the old one may be lost.
+    let again = v1::Hello {
+        has_state: true,
+        applied: 3,
+        ..hello(0)
+    };
+    let effects = core.apply(20, Event::Hello(102, again));
+    let asked = sent(&effects, 102).into_iter().find_map(|body| match body {
+        down::Body::StoreParts(store) => Some(store),
+        _ => None,
+    });
+    let asked = asked.expect("the part that nobody stored");
+    assert_eq!((asked.step, &asked.parts[..]), (3, &[1][..]));
+}
+
+#[test]
+fn a_session_that_was_replaced_is_not_heard() {
+    let mut core = training(1, Durable::default());
+    core.apply(10, Event::Hello(200, hello(0)));
+    let before = core.generation;
+    let effects = core.apply(10, Event::Gone(100));
+    assert!(effects.is_empty(), "{effects:?}");
+    assert_eq!(core.generation, before);
+    // A hello that was overtaken by a later one.
+    let effects = core.apply(10, Event::Hello(150, hello(0)));
+    assert!(matches!(effects[..], [Effect::Close(150)]), "{effects:?}");
+}
+
+#[test]
+fn another_run_and_another_fingerprint_are_refused() {
+    let mut core = training(1, Durable::default());
+    let refused = |core: &mut Core, hello: v1::Hello| {
+        let effects = core.apply(10, Event::Hello(300, hello));
+        let [down::Body::Refused(refused)] = sent(&effects, 300)[..] else {
+            panic!("{effects:?}")
+        };
+        refused.reason.clone()
+    };
+    let mut other = hello(5);
+    other.run_id = "another".into();
+    assert!(refused(&mut core, other).contains("another run"));
+    let mut other = hello(5);
+    other.fingerprint = "another chip".into();
+    assert!(refused(&mut core, other).contains("another chip"));
+}
