@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use belfry_configs::Task;
 use clap::Args;
 use shard_tools::manifest::sha256;
 use shard_tools::store::Root;
@@ -51,6 +52,12 @@ pub struct RunArguments {
 pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let begun = Instant::now();
     let config = belfry_configs::load(&arguments.config, &arguments.settings)?;
+    if config.model.task != Task::Pretrain {
+        bail!(
+            "model.task: only `pretrain` can be trained yet; the heads of the other tasks are in the \
+             model, their data is not"
+        );
+    }
     let lanes = config.batch.lanes;
     if arguments.workers == 0 || arguments.workers < config.cluster.min_workers {
         bail!(
