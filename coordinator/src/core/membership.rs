@@ -364,7 +364,6 @@ impl Core {
         let members = self.members.iter();
         let sources: Vec<String> = members.map(|id| self.workers[id].address.clone()).collect();
         let (term, step) = (self.s.term, self.committed);
-        // The numbers of one term's requests never repeat, so an answer cannot be mistaken.
         let newcomers: Vec<u64> = self
             .workers
             .iter()
@@ -375,6 +374,7 @@ impl Core {
             .map(|(id, _)| *id)
             .collect();
         for id in newcomers {
+            // Numbers never repeat in a term, so an answer cannot be taken for another's.
             self.requests += 1;
             let request = self.requests;
             let copy = v1::CopyState {
