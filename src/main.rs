@@ -59,10 +59,18 @@ enum Command {
 /// Exit code of an error that starting again does not mend.
 const FATAL: u8 = 2;
 
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    if matches!(command, Command::Worker(_)) {
+        belfry_worker::memory::keep_freed();
+    }
+    run(command)
+}
+
 #[tokio::main]
-async fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Run(arguments) => run::run(arguments).await,
+async fn run(command: Command) -> ExitCode {
+    let result = match command {
+        Command::Run(arguments) => crate::run::run(arguments).await,
         Command::Coordinator(arguments) => roles::coordinator(arguments).await,
         Command::Worker(arguments) => roles::worker(arguments).await,
         Command::Shards { command } => shard_tools::cli::run(command).await,

@@ -12,10 +12,11 @@ mod error;
 mod export;
 mod fingerprint;
 mod link;
+pub mod memory;
 pub mod optimizer;
 mod partials;
 mod session;
-mod state;
+pub mod state;
 mod train_step;
 pub mod weights;
 

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use belfry_collective::{Endpoint, Limits, Member, Reduce};
 use belfry_configs::ValidConfig;
-use belfry_model::ManagerTower;
 use belfry_proto::{Digest, v1, v1::worker_message as up};
 use shard_tools::store::Root;
 use tokio::sync::mpsc;
@@ -21,8 +20,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::core::{Core, Effect, Event, Exchange, Identity};
 use crate::error::WorkerError;
 use crate::link::Link;
-use crate::optimizer::{AdamW, ParamGroup, State};
-use crate::state::TrainState;
+use crate::optimizer::AdamW;
+use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
 use crate::{checkpoint, fingerprint};
 
@@ -288,14 +287,7 @@ impl Shell {
         let optimizer = Arc::clone(&self.optimizer);
         let updated = tokio::task::block_in_place(move || {
             let mut state = state;
-            let s = Arc::make_mut(&mut state);
-            let held = State {
-                params: &mut s.parameters,
-                m: &mut s.exp_avg,
-                v: &mut s.exp_avg_sq,
-            };
-            optimizer.apply(step, held, &sum);
-            s.step = step + 1;
+            Arc::make_mut(&mut state).update(&optimizer, &sum);
             state
         });
         self.hold(&updated);
@@ -441,19 +433,6 @@ struct Arrival {
     acquisition: u64,
     step: u64,
     result: Result<(Digest, Arc<TrainState>), WorkerError>,
-}
-
-fn optimizer(config: &ValidConfig, model: &ManagerTower) -> AdamW {
-    let entries = model.table().entries().iter();
-    let groups = entries
-        .map(|e| ParamGroup::of(&e.name, e.offset, e.len, e.trained))
-        .collect();
-    AdamW::new(
-        config.optim.clone(),
-        config.run.steps,
-        config.warmup_steps(),
-        groups,
-    )
 }
 
 fn clock_nanos() -> u32 {

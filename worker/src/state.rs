@@ -3,6 +3,8 @@
 //! Read-only between two applies, so it is shared by reference: lanes read it, peers copy it,
 //! checkpoints snapshot it. Applying an update makes a copy only if somebody still reads.
 
+use std::sync::Arc;
+
 use belfry_collective::StateSource;
 use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
@@ -11,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::WorkerError;
+use crate::optimizer::{AdamW, ParamGroup, State};
 use crate::weights::import;
 
 /// Parameters, first and second moments, after `step` updates.
@@ -66,6 +69,17 @@ impl TrainState {
         [&self.parameters, &self.exp_avg, &self.exp_avg_sq]
     }
 
+    /// One update with the mean gradient of step `self.step`.
+    pub fn update(&mut self, optimizer: &AdamW, gradient: &[f32]) {
+        let held = State {
+            params: &mut self.parameters,
+            m: &mut self.exp_avg,
+            v: &mut self.exp_avg_sq,
+        };
+        optimizer.apply(self.step, held, gradient);
+        self.step += 1;
+    }
+
     /// The digest by which workers agree on a state.
     pub fn digest(&self) -> Digest {
         let mut hash = Xxh3::new();
@@ -85,6 +99,29 @@ impl TrainState {
     pub fn optimizer_sha256(&self) -> String {
         sha256(&[&self.exp_avg, &self.exp_avg_sq])
     }
+}
+
+/// The parameters of a state, for a device that reads them where they are. Whoever holds it makes
+/// the next update copy the state.
+#[derive(Clone, Debug)]
+pub struct Parameters(pub Arc<TrainState>);
+
+impl AsRef<[f32]> for Parameters {
+    fn as_ref(&self) -> &[f32] {
+        &self.0.parameters
+    }
+}
+
+/// The optimizer of a run.
+pub fn optimizer(config: &ValidConfig, model: &ManagerTower) -> AdamW {
+    let entries = model.table().entries().iter();
+    let groups = entries.map(|e| ParamGroup::of(&e.name, e.offset, e.len, e.trained));
+    AdamW::new(
+        config.optim.clone(),
+        config.run.steps,
+        config.warmup_steps(),
+        groups.collect(),
+    )
 }
 
 impl StateSource for TrainState {

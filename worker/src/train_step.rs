@@ -11,14 +11,16 @@ use std::time::Instant;
 use belfry_configs::ValidConfig;
 use belfry_configs::rng::{Key, Purpose};
 use belfry_data::{DataPlane, HostBatch, Split};
-use belfry_model::{Device, Draws, ManagerTower, MicroBatchReport, PretrainBatch, Weights};
+use belfry_model::{
+    Device, Draws, ManagerTower, MicroBatchReport, ModelError, PretrainBatch, Weights, on_host,
+};
 use belfry_proto::v1;
 use tokio::sync::mpsc::Sender;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::core::Event;
 use crate::error::WorkerError;
-use crate::state::TrainState;
+use crate::state::{Parameters, TrainState};
 
 /// Jobs that may wait for the compute thread: one lane, and what comes between lanes.
 const JOBS_MAX: usize = 8;
@@ -148,24 +150,28 @@ impl Room {
         }
     }
 
-    /// The weights of `state` on the device, loaded once per step.
-    fn weights(&mut self, state: &TrainState) -> Result<Weights, String> {
-        if self
-            .weights
-            .as_ref()
-            .is_none_or(|(step, _)| *step != state.step)
-        {
-            // Freed before the next are made: two sets never stand side by side.
-            self.weights = None;
-            let loaded = Weights::load(self.model.table(), &state.parameters, &self.device);
-            let weights = loaded.map_err(|e| format!("step {}: {e}", state.step))?;
-            self.weights = Some((state.step, weights));
+    /// The weights of `state` on the device. A device in host memory reads them where they are,
+    /// and must let go of them before the update; any other loads its copy once per step.
+    fn weights(&mut self, state: &Arc<TrainState>) -> Result<Weights, String> {
+        let table = self.model.table();
+        let (step, parameters) = (state.step, Parameters(Arc::clone(state)));
+        let at = |e: ModelError| format!("step {step}: {e}");
+        if on_host(&self.device) {
+            return Weights::share(table, parameters, &self.device).map_err(at);
         }
-        let (_, weights) = self.weights.as_ref().expect("loaded above");
-        Ok(weights.clone())
+        if let Some((loaded, weights)) = &self.weights
+            && *loaded == step
+        {
+            return Ok(weights.clone());
+        }
+        // Freed before the next are made: two sets never stand side by side.
+        self.weights = None;
+        let weights = Weights::load(table, &state.parameters, &self.device).map_err(at)?;
+        self.weights = Some((step, weights.clone()));
+        Ok(weights)
     }
 
-    fn lane(&mut self, lane: u32, state: &TrainState) -> Result<Event, String> {
+    fn lane(&mut self, lane: u32, state: &Arc<TrainState>) -> Result<Event, String> {
         let step = state.step;
         let begun = Instant::now();
         let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
@@ -206,7 +212,7 @@ impl Room {
         })
     }
 
-    fn evaluate(&mut self, state: &TrainState) -> Result<v1::Evaluated, String> {
+    fn evaluate(&mut self, state: &Arc<TrainState>) -> Result<v1::Evaluated, String> {
         let data = DataPlane::open(&self.config, &self.cache_dir, Split::Validation)
             .map_err(|e| e.to_string())?;
         let weights = self.weights(state)?;

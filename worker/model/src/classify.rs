@@ -12,7 +12,7 @@ use crate::heads::Heads;
 use crate::loss::GroupLoss;
 use crate::pass::{Pass, Trace};
 use crate::scored::{Run, Scored};
-use crate::tower::{Inputs, ManagerTower};
+use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::Weights;
 
 impl ManagerTower {
@@ -72,9 +72,11 @@ impl ManagerTower {
             let inputs = Inputs {
                 ids: &batch.ids,
                 text_mask: &batch.text_mask,
-                pixels,
+                images: Images::Pixels {
+                    values: pixels,
+                    token_type: 1 + image,
+                },
                 batch: batch.rows(),
-                image_type: 1 + image,
             };
             features.push(self.features(&mut pass, &inputs)?);
         }

@@ -82,8 +82,7 @@ impl ContrastPass<'_> {
                 hard: copies,
                 scored,
             } = fusion;
-            let slopes = pass.constant(slopes, scored.logits.dims());
-            let mut gradients = (scored.logits * slopes).sum().backward();
+            let mut gradients = scored.backward(&pass, slopes);
             pass.weights.collect(&mut gradients, gradient)?;
             let table = self.tower.table();
             gradient[table.offset(self.itc.temperature)] += contrast.temperature as f32;

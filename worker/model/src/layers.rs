@@ -19,7 +19,6 @@ const MASKED_SCORE: f32 = -10_000.0;
 pub(crate) struct Linear {
     weight: ParamId,
     bias: Option<ParamId>,
-    shape: [usize; 2],
 }
 
 impl Linear {
@@ -35,9 +34,8 @@ impl Linear {
     /// With the parameters' own names; a weight's axes behind the first are one input axis.
     pub fn named(b: &mut Builder, weight: &str, bias: Option<&str>, shape: &[usize]) -> Self {
         Linear {
-            weight: b.leaf(weight, shape, Init::Normal(INIT_STD)),
+            weight: b.matrices(weight, shape, Init::Normal(INIT_STD), 1),
             bias: bias.map(|bias| b.leaf(bias, &shape[..1], Init::Constant(0.0))),
-            shape: [shape[0], shape[1..].iter().product()],
         }
     }
 
@@ -45,7 +43,7 @@ impl Linear {
     /// `[.., in]` → `[.., out]`
     pub fn forward<const D: usize>(&self, pass: &Pass, x: Tensor<D>) -> Tensor<D> {
         let bias = self.bias.map(|bias| pass.weights.vector(bias));
-        linear(x, pass.weights.vector(self.weight), bias, self.shape)
+        linear(x, pass.weights.matrix(self.weight, 0), bias)
     }
 
     /// With another vector added to the bias, which is cheaper than adding it to every row.
@@ -59,17 +57,24 @@ impl Linear {
             Some(bias) => pass.weights.vector(bias) + plus,
             None => plus,
         };
-        linear(x, pass.weights.vector(self.weight), Some(bias), self.shape)
+        linear(x, pass.weights.matrix(self.weight, 0), Some(bias))
     }
 }
 
-fn linear<const D: usize>(
+/// `x W + b` of all rows as one matrix: with more axes the library copies the weight each time.
+///
+/// # Shapes
+/// x `[.., in]`, weight `[in, out]`, bias `[out]` → `[.., out]`
+pub(crate) fn linear<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<1>,
+    weight: Tensor<2>,
     bias: Option<Tensor<1>>,
-    shape: [usize; 2],
 ) -> Tensor<D> {
-    module::linear(x, weight.reshape(shape).transpose(), bias)
+    let mut shape = x.dims();
+    let [inputs, outputs] = weight.dims();
+    let rows = shape.iter().product::<usize>() / inputs;
+    shape[D - 1] = outputs;
+    module::linear(x.reshape([rows, inputs]), weight, bias).reshape(shape)
 }
 
 /// A ViT's packed query, key and value projection: one `[3 x width, width]` parameter, three leaves.
@@ -77,28 +82,23 @@ fn linear<const D: usize>(
 pub(crate) struct PackedProjection {
     weight: ParamId,
     bias: ParamId,
-    width: usize,
 }
 
 impl PackedProjection {
     /// With the names of weight and bias.
     pub fn new(b: &mut Builder, [weight, bias]: [&str; 2], width: usize) -> Self {
-        let weight = b.leaves(weight, &[3 * width, width], Init::Normal(INIT_STD), 3);
+        let weight = b.matrices(weight, &[3 * width, width], Init::Normal(INIT_STD), 3);
         let bias = b.leaves(bias, &[3 * width], Init::Constant(0.0), 3);
-        PackedProjection {
-            weight,
-            bias,
-            width,
-        }
+        PackedProjection { weight, bias }
     }
 
     /// # Shapes
     /// `[batch, length, width]` → three of the same
     pub fn forward(&self, pass: &Pass, x: Tensor<3>) -> [Tensor<3>; 3] {
         [0, 1, 2].map(|part| {
-            let weight = pass.weights.part(self.weight, part);
+            let weight = pass.weights.matrix(self.weight, part);
             let bias = pass.weights.part(self.bias, part);
-            linear(x.clone(), weight, Some(bias), [self.width, self.width])
+            linear(x.clone(), weight, Some(bias))
         })
     }
 }

@@ -8,7 +8,10 @@
 use belfry_configs::rng::{Key, Purpose};
 use rayon::prelude::*;
 
-/// Elements per parallel task of [`ParamTable::init`]. Values do not depend on it.
+use crate::normal::fill_normal;
+
+/// Elements per parallel task of [`ParamTable::init`]; even, as normals come in pairs. Values do not
+/// depend on it.
 const INIT_CHUNK: usize = 1 << 16;
 
 /// A registered parameter, by order of registration.
@@ -34,6 +37,9 @@ pub(crate) enum Residence {
     /// As this many equal leaves along the first non-unit axis, so that using one row or one third
     /// costs no slicing in the backward pass.
     Leaves(usize),
+    /// As this many equal matrices along the first axis, each seen transposed, `[in, out]`: as
+    /// products take it and give its gradient, so that neither is turned on the device.
+    Matrices(usize),
     /// As one table without gradient; rows are gathered and their gradients scattered on the host.
     Table,
     /// As a number that the host reads and differentiates.
@@ -118,11 +124,7 @@ fn init_one(entry: &ParamEntry, key: Key, values: &mut [f32]) {
         values
             .par_chunks_mut(INIT_CHUNK)
             .enumerate()
-            .for_each(|(chunk, part)| {
-                for (i, value) in part.iter_mut().enumerate() {
-                    *value = std * key.normal((chunk * INIT_CHUNK + i) as u64);
-                }
-            });
+            .for_each(|(chunk, part)| fill_normal(key, (chunk * INIT_CHUNK) as u64, std, part));
     };
     match entry.init {
         Init::Constant(value) => values.fill(value),
@@ -178,6 +180,12 @@ impl Builder {
     /// A trained parameter that lives on the device as one leaf.
     pub fn leaf(&mut self, name: &str, shape: &[usize], init: Init) -> ParamId {
         self.leaves(name, shape, init, 1)
+    }
+
+    /// A trained weight `[out, in]` of linear layers, as so many equal ones of fewer outputs; axes
+    /// behind the first are one input axis.
+    pub fn matrices(&mut self, name: &str, shape: &[usize], init: Init, count: usize) -> ParamId {
+        self.push(name, shape, init, Residence::Matrices(count))
     }
 
     /// A trained look-up table.

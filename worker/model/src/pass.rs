@@ -164,14 +164,26 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds the gradients of everything this pass read to `flat` (name order).
-    pub fn collect(self, mut gradients: Gradients, flat: &mut [f32]) -> Result<(), ModelError> {
-        for used in self.gathered {
-            if let Some(rows) = used.leaf.grad_remove(&mut gradients) {
-                let rows = read(rows, "gradient of looked-up rows")?;
-                let sum = self.weights.slice_of(used.table, flat);
-                scatter_rows(sum, &rows, &used.ids, used.skip);
+    pub fn collect(self, gradients: Gradients, flat: &mut [f32]) -> Result<(), ModelError> {
+        Self::collect_all(&mut [(self, gradients)], flat)
+    }
+
+    /// The same of several passes, in their order.
+    pub fn collect_all(
+        passes: &mut [(Pass, Gradients)],
+        flat: &mut [f32],
+    ) -> Result<(), ModelError> {
+        for (pass, gradients) in &mut *passes {
+            for used in pass.gathered.drain(..) {
+                if let Some(rows) = used.leaf.grad_remove(gradients) {
+                    let rows = read(rows, "gradient of looked-up rows")?;
+                    let sum = pass.weights.slice_of(used.table, flat);
+                    scatter_rows(sum, &rows, &used.ids, used.skip);
+                }
             }
         }
-        self.weights.collect(&mut gradients, flat)
+        let sources = passes.iter_mut();
+        let mut sources: Vec<_> = sources.map(|(pass, g)| (pass.weights, g)).collect();
+        Weights::collect_all(&mut sources, flat)
     }
 }

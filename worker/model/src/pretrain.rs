@@ -1,20 +1,22 @@
 //! The pre-training step of one device batch: MLM pass, ITM pass, losses, gradients (model_spec 8).
 //!
 //! The last room before the train step's partial sums: host batch in, reports and an added gradient
-//! out. The two passes are independent, so each runs backward before the other starts: half the
-//! memory. It refuses to know lanes and how gradients are combined further.
+//! out. The passes meet in the images alone, so on the host they run side by side. It refuses to
+//! know lanes and how gradients are combined further.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 
-use crate::batch::{Labels, MicroBatchReport, PretrainBatch};
+use crate::batch::{IGNORED, Labels, MicroBatchReport, PretrainBatch};
 use crate::draws::Draws;
 use crate::error::ModelError;
-use crate::heads::Heads;
+use crate::heads::{Heads, MlmHead};
 use crate::layers::Linear;
 use crate::loss::GroupLoss;
 use crate::pass::{Pass, Trace};
 use crate::scored::{Run, Scored};
-use crate::tower::{Inputs, ManagerTower};
+use crate::shared_images::{Owed, SharedImages, View};
+use crate::side_by_side::side_by_side;
+use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::Weights;
 use crate::words::Words;
 
@@ -77,34 +79,16 @@ impl ManagerTower {
         };
         batch.check(&self.batch_sizes())?;
         self.check_run(&run, batch.micro_batches, &[batch.rows(); 2])?;
-        let Run {
-            weights,
-            draws,
-            mut gradient,
-            mut trace,
-        } = run;
-        let count = batch.micro_batches;
-        let mut words_losses = vec![GroupLoss::default(); count];
-        let words = Words {
-            inputs: Inputs {
-                ids: &batch.masked_ids,
-                text_mask: &batch.text_mask,
-                pixels: &batch.images,
-                batch: batch.rows(),
-                image_type: 1,
-            },
-            labels: &batch.mlm_labels,
-            tokens: batch.pairs * batch.text_len,
+        let passes = Passes {
+            tower: self,
+            mlm,
+            itm,
+            batch,
         };
-        if trace.is_some() || words.any() {
-            let mut pass = Pass::new(weights, MLM, draws, trace.as_deref_mut());
-            if let Some(scored) = self.score_words(&mut pass, mlm, &words)? {
-                words_losses = scored.finish(pass, count, gradient.as_deref_mut())?;
-            }
-        }
-        let mut pass = Pass::new(weights, ITM, draws, trace);
-        let scored = self.score_matches(&mut pass, itm, batch)?;
-        let match_losses = scored.finish(pass, count, gradient)?;
+        let [words, matches] = match run.trace {
+            Some(_) => passes.apart(run)?,
+            None => passes.together(run)?,
+        };
         let report = |(mlm, itm): (GroupLoss, GroupLoss)| MicroBatchReport {
             mlm_loss: mlm.mean,
             itm_loss: itm.mean,
@@ -113,31 +97,188 @@ impl ManagerTower {
             itm_correct: itm.score as u32,
             pairs: itm.rows,
         };
-        let losses = words_losses.into_iter().zip(match_losses);
-        Ok(losses.map(report).collect())
+        Ok(words.into_iter().zip(matches).map(report).collect())
+    }
+}
+
+/// Both passes over one device batch.
+struct Passes<'a> {
+    tower: &'a ManagerTower,
+    mlm: &'a MlmHead,
+    itm: &'a Linear,
+    batch: &'a PretrainBatch,
+}
+
+/// A pass that is through: backward too, if that was asked.
+struct Through<'a> {
+    losses: Vec<GroupLoss>,
+    backward: Option<((Pass<'a>, Gradients), Owed)>,
+}
+
+impl Passes<'_> {
+    /// One after the other, each with its own run of the image tower, so that both can be shown
+    /// whole.
+    fn apart(&self, run: Run) -> Result<[Vec<GroupLoss>; 2], ModelError> {
+        let Run {
+            weights,
+            draws,
+            mut trace,
+            ..
+        } = run;
+        let count = self.batch.micro_batches;
+        let pixels = |values| Images::Pixels {
+            values,
+            token_type: 1,
+        };
+        let mut pass = Pass::new(weights, MLM, draws, trace.as_deref_mut());
+        let words = self.score_words(&mut pass, pixels(&self.batch.images))?;
+        let words = match words {
+            Some(scored) => scored.losses(count)?.0,
+            None => vec![GroupLoss::default(); count],
+        };
+        let mut pass = Pass::new(weights, ITM, draws, trace);
+        let matches = self.score_matches(&mut pass, pixels(&self.batch.itm_images))?;
+        Ok([words, matches.losses(count)?.0])
     }
 
-    /// The ITM pass.
-    fn score_matches(
+    /// Side by side, with one run of the image tower for both.
+    fn together(&self, run: Run) -> Result<[Vec<GroupLoss>; 2], ModelError> {
+        let Run {
+            weights,
+            draws,
+            gradient,
+            ..
+        } = run;
+        let training = gradient.is_some();
+        let distinct = self.distinct_images();
+        let shared = SharedImages::new(self.tower, weights, &distinct.images)?;
+        let views = [distinct.words, distinct.matches].map(|rows| rows.map(|r| shared.view(r)));
+        let forks = [MLM, ITM].map(|_| weights.fork());
+        let jobs = [MLM, ITM].into_iter().zip(&forks).zip(views);
+        let jobs = jobs.map(|((number, weights), view)| {
+            move || {
+                let pass = Pass::new(weights, number, draws, None);
+                view.map(|view| self.through(pass, view, training))
+                    .transpose()
+            }
+        });
+        let through = if weights.on_host() {
+            side_by_side(jobs)
+        } else {
+            jobs.map(|job| job()).collect()
+        };
+        let mut losses = [MLM, ITM].map(|_| vec![GroupLoss::default(); self.batch.micro_batches]);
+        let (mut backwards, mut owed) = (Vec::new(), Vec::new());
+        for (place, through) in losses.iter_mut().zip(through) {
+            let Some(through) = through? else { continue };
+            *place = through.losses;
+            if let Some((backward, owes)) = through.backward {
+                backwards.push(backward);
+                owed.push(owes);
+            }
+        }
+        if let Some(gradient) = gradient {
+            Pass::collect_all(&mut backwards, gradient)?;
+            drop(backwards);
+            shared.backward(&owed, gradient)?;
+        }
+        Ok(losses)
+    }
+
+    /// One pass: losses and, if asked, gradients.
+    fn through<'p>(
+        &self,
+        mut pass: Pass<'p>,
+        view: View,
+        training: bool,
+    ) -> Result<Through<'p>, ModelError> {
+        let images = Images::Experts(view.experts.clone());
+        let scored = match pass.number {
+            MLM => self.score_words(&mut pass, images)?,
+            _ => Some(self.score_matches(&mut pass, images)?),
+        };
+        let scored = scored.expect("the MLM pass runs with masked words only");
+        let (losses, slopes) = scored.losses(self.batch.micro_batches)?;
+        let backward = training.then(|| {
+            let mut gradients = scored.backward(&pass, slopes);
+            let owed = view.owed(&mut gradients);
+            ((pass, gradients), owed)
+        });
+        Ok(Through { losses, backward })
+    }
+
+    /// The images that have to go through the tower: a matching pair's once.
+    fn distinct_images(&self) -> Distinct<'_> {
+        let batch = self.batch;
+        let rows = batch.rows();
+        let size = batch.images.len() / rows;
+        let mut images: Vec<&[f32]> = Vec::new();
+        let mut words = None;
+        if batch.mlm_labels.iter().any(|label| *label != IGNORED) {
+            images.extend(batch.images.chunks(size));
+            words = Some((0..rows).collect());
+        }
+        let matches = batch.itm_images.chunks(size).enumerate();
+        let matches = matches.map(|(row, image)| {
+            if images
+                .get(row)
+                .is_some_and(|own| words.is_some() && *own == image)
+            {
+                return row;
+            }
+            images.push(image);
+            images.len() - 1
+        });
+        let matches = Some(matches.collect());
+        Distinct {
+            images,
+            words,
+            matches,
+        }
+    }
+
+    fn score_words(
         &self,
         pass: &mut Pass,
-        head: &Linear,
-        batch: &PretrainBatch,
-    ) -> Result<Scored, ModelError> {
+        images: Images<'_>,
+    ) -> Result<Option<Scored>, ModelError> {
+        let batch = self.batch;
+        let words = Words {
+            inputs: Inputs {
+                ids: &batch.masked_ids,
+                text_mask: &batch.text_mask,
+                images,
+                batch: batch.rows(),
+            },
+            labels: &batch.mlm_labels,
+            tokens: batch.pairs * batch.text_len,
+        };
+        self.tower.score_words(pass, self.mlm, &words)
+    }
+
+    fn score_matches(&self, pass: &mut Pass, images: Images<'_>) -> Result<Scored, ModelError> {
+        let batch = self.batch;
         let inputs = Inputs {
             ids: &batch.ids,
             text_mask: &batch.text_mask,
-            pixels: &batch.itm_images,
+            images,
             batch: batch.rows(),
-            image_type: 1,
         };
-        let features = self.features(pass, &inputs)?;
+        let features = self.tower.features(pass, &inputs)?;
         Ok(Scored {
-            logits: match_logits(pass, head, features)?,
+            logits: match_logits(pass, self.itm, features)?,
             labels: Labels::Classes(batch.itm_labels.clone()),
             groups: (0..batch.rows()).map(|row| row / batch.pairs).collect(),
         })
     }
+}
+
+/// Images by their places in `images`.
+struct Distinct<'a> {
+    images: Vec<&'a [f32]>,
+    /// Of the MLM pass; without any masked token the whole pass is worth exactly zero.
+    words: Option<Vec<usize>>,
+    matches: Option<Vec<usize>>,
 }
 
 /// Logits of no match and match.

@@ -16,7 +16,7 @@ use crate::heads::{Heads, MlmHead};
 use crate::loss::GroupLoss;
 use crate::pass::{Pass, Trace};
 use crate::scored::Run;
-use crate::tower::{Inputs, ManagerTower};
+use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::Weights;
 use crate::words::Words;
 
@@ -166,9 +166,11 @@ impl ManagerTower {
             inputs: Inputs {
                 ids: &batch.masked_ids,
                 text_mask: &batch.text_mask,
-                pixels: &batch.images,
+                images: Images::Pixels {
+                    values: &batch.images,
+                    token_type: 1,
+                },
                 batch: batch.pairs,
-                image_type: 1,
             },
             labels: &batch.mlm_labels,
             tokens: batch.pairs * batch.text_len,

@@ -2,7 +2,7 @@
 //!
 //! Shared by all tasks. It refuses to know which head made the logits.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 
 use crate::batch::{Labels, expect};
 use crate::draws::Draws;
@@ -111,7 +111,14 @@ impl Scored {
         Ok((losses, slopes))
     }
 
-    /// Losses on the host; then, if asked, the backward pass from the gradient of the logits.
+    /// The backward pass from the gradient of the logits.
+    pub fn backward(self, pass: &Pass, slopes: Vec<f32>) -> Gradients {
+        // The derivative of sum(logits * slopes) is slopes; its value is never read.
+        let slopes = pass.constant(slopes, self.logits.dims());
+        (self.logits * slopes).sum().backward()
+    }
+
+    /// Losses on the host; then, if asked, the backward pass.
     pub fn finish(
         self,
         pass: Pass,
@@ -120,9 +127,7 @@ impl Scored {
     ) -> Result<Vec<GroupLoss>, ModelError> {
         let (losses, slopes) = self.losses(micro_batches)?;
         if let Some(gradient) = gradient {
-            // The derivative of sum(logits * slopes) is slopes; its value is never read.
-            let slopes = pass.constant(slopes, self.logits.dims());
-            let gradients = (self.logits * slopes).sum().backward();
+            let gradients = self.backward(&pass, slopes);
             pass.collect(gradients, gradient)?;
         }
         Ok(losses)

@@ -58,10 +58,20 @@ pub(crate) struct Sizes {
 pub(crate) struct Inputs<'a> {
     pub ids: &'a [i32],
     pub text_mask: &'a [f32],
-    pub pixels: &'a [f32],
+    pub images: Images<'a>,
     pub batch: usize,
-    /// Row of the token type table: 1, of NLVR2's second image 2.
-    pub image_type: usize,
+}
+
+/// The images of a forward pass.
+pub(crate) enum Images<'a> {
+    /// Normalised pixels `[batch, 3, side, side]`, for the image tower.
+    Pixels {
+        values: &'a [f32],
+        /// Row of the token type table: 1, of NLVR2's second image 2.
+        token_type: usize,
+    },
+    /// Experts `[batch, length, hidden]` that the image tower gave before.
+    Experts(Vec<Tensor<3>>),
 }
 
 impl ManagerTower {
@@ -239,9 +249,14 @@ impl ManagerTower {
         inputs: &Inputs,
     ) -> Result<([Vec<Tensor<3>>; 2], Tensor<4>), ModelError> {
         let (text, mask) = self.text_layers(pass, inputs.ids, inputs.text_mask, inputs.batch)?;
-        let image = self.image_layers(pass, inputs.pixels, inputs.batch)?;
+        let image = match &inputs.images {
+            Images::Pixels { values, token_type } => {
+                let layers = self.image_layers(pass, values, inputs.batch)?;
+                self.image_experts(pass, &layers, *token_type)?
+            }
+            Images::Experts(experts) => experts.clone(),
+        };
         let text = self.text_experts(pass, &text)?;
-        let image = self.image_experts(pass, &image, inputs.image_type)?;
         Ok(([text, image], mask))
     }
 

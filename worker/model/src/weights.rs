@@ -2,7 +2,11 @@
 //!
 //! Stands between the flat host vector and the layers. It refuses to know layers and losses.
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use std::ops::Range;
+
+use burn::tensor::{AllocationProperty, Bytes, DType, Device, Gradients, Tensor, TensorData};
+
+use rayon::prelude::*;
 
 use crate::error::ModelError;
 use crate::params::{ParamId, ParamTable, Residence};
@@ -12,6 +16,8 @@ use crate::params::{ParamId, ParamTable, Residence};
 enum Resident {
     /// Flat leaves; gradients are asked of these.
     Leaves(Vec<Tensor<1>>),
+    /// Transposed matrices `[in, out]`; gradients are asked of these.
+    Matrices(Vec<Tensor<2>>),
     /// A look-up table `[rows, width]` outside autodiff.
     Table(Box<Tensor<2>>),
     /// A number on the host.
@@ -24,7 +30,7 @@ enum Resident {
 ///
 /// One thread at a time may differentiate through the same weights, clones included: burn-autodiff
 /// 0.22.1 merges graphs that share leaves, and what another thread registers in a graph while it is
-/// merged away is lost ("graph tape has already been consumed"). Threads load their own.
+/// merged away is lost ("graph tape has already been consumed"). Threads load their own, or fork.
 #[derive(Clone, Debug)]
 pub struct Weights {
     table: ParamTable,
@@ -40,6 +46,36 @@ impl Weights {
     /// # Errors
     /// [`ModelError::Length`] if `flat` is not as long as the table says.
     pub fn load(table: &ParamTable, flat: &[f32], device: &Device) -> Result<Self, ModelError> {
+        let copy =
+            |range: Range<usize>, shape: Vec<usize>| TensorData::new(flat[range].to_vec(), shape);
+        Self::build(table, flat, device, copy)
+    }
+
+    /// As [`Weights::load`], but a device in host memory reads `flat` where it is: nothing is
+    /// copied, and `flat` is held until the last clone of the weights is dropped.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn share<F>(table: &ParamTable, flat: F, device: &Device) -> Result<Self, ModelError>
+    where
+        F: AsRef<[f32]> + Clone + Send + Sync + 'static,
+    {
+        let bytes = bytes::Bytes::from_owner(Owner(flat.clone()));
+        let share = |range: Range<usize>, shape: Vec<usize>| {
+            let size = size_of::<f32>();
+            let part = bytes.slice(size * range.start..size * range.end);
+            let part = Bytes::from_shared(part, AllocationProperty::Native);
+            TensorData::from_bytes(part, shape, DType::F32)
+        };
+        Self::build(table, flat.as_ref(), device, share)
+    }
+
+    fn build(
+        table: &ParamTable,
+        flat: &[f32],
+        device: &Device,
+        data: impl Fn(Range<usize>, Vec<usize>) -> TensorData,
+    ) -> Result<Self, ModelError> {
         if flat.len() != table.elements() {
             return Err(ModelError::Length {
                 what: "weights",
@@ -49,26 +85,31 @@ impl Weights {
         }
         let inner = device.clone().without_autodiff();
         let residents = table.entries().iter().map(|entry| {
-            let values = &flat[entry.offset..entry.offset + entry.len];
+            let range = entry.offset..entry.offset + entry.len;
             match entry.residence {
                 Residence::Host => Resident::Absent,
-                Residence::Number => Resident::Number(values[0]),
+                Residence::Number => Resident::Number(flat[entry.offset]),
                 Residence::Table => {
-                    let data = TensorData::new(values.to_vec(), [entry.shape[0], entry.shape[1]]);
+                    let data = data(range, entry.shape.clone());
                     Resident::Table(Box::new(Tensor::from_data(data, &inner)))
                 }
                 Residence::Leaves(count) => {
                     let part = entry.len / count;
-                    let leaf = |values: &[f32]| {
-                        let data = TensorData::new(values.to_vec(), [part]);
-                        let leaf = Tensor::<1>::from_data(data, device);
-                        if device.is_autodiff() {
-                            leaf.require_grad()
-                        } else {
-                            leaf
-                        }
+                    let leaf = |start: usize| {
+                        let data = data(start..start + part, vec![part]);
+                        new_leaf(Tensor::from_data(data, &inner), device)
                     };
-                    Resident::Leaves(values.chunks(part).map(leaf).collect())
+                    Resident::Leaves(range.step_by(part).map(leaf).collect())
+                }
+                Residence::Matrices(count) => {
+                    let part = entry.len / count;
+                    let rows = entry.shape[0] / count;
+                    let matrix = |start: usize| {
+                        let data = data(start..start + part, vec![rows, part / rows]);
+                        let matrix = Tensor::<2>::from_data(data, &inner).transpose();
+                        new_leaf(matrix, device)
+                    };
+                    Resident::Matrices(range.step_by(part).map(matrix).collect())
                 }
             }
         });
@@ -79,11 +120,39 @@ impl Weights {
         })
     }
 
+    /// The same numbers as leaves of their own, for another thread. Shares storage.
+    pub(crate) fn fork(&self) -> Self {
+        let residents = self.residents.iter().map(|resident| match resident {
+            Resident::Leaves(leaves) if self.device.is_autodiff() => {
+                let leaf = |leaf: &Tensor<1>| new_leaf(leaf.clone().inner(), &self.device);
+                Resident::Leaves(leaves.iter().map(leaf).collect())
+            }
+            Resident::Matrices(matrices) if self.device.is_autodiff() => {
+                let leaf = |leaf: &Tensor<2>| new_leaf(leaf.clone().inner(), &self.device);
+                Resident::Matrices(matrices.iter().map(leaf).collect())
+            }
+            other => other.clone(),
+        });
+        Weights {
+            table: self.table.clone(),
+            residents: residents.collect(),
+            device: self.device.clone(),
+        }
+    }
+
+    /// Whether the device is the host itself, whose threads can work side by side.
+    pub(crate) fn on_host(&self) -> bool {
+        on_host(&self.device)
+    }
+
     /// The same weights outside autodiff, for evaluation. Shares storage.
     pub fn without_gradient(&self) -> Self {
         let residents = self.residents.iter().map(|resident| match resident {
             Resident::Leaves(leaves) => {
                 Resident::Leaves(leaves.iter().map(|leaf| leaf.clone().inner()).collect())
+            }
+            Resident::Matrices(matrices) => {
+                Resident::Matrices(matrices.iter().map(|leaf| leaf.clone().inner()).collect())
             }
             other => other.clone(),
         });
@@ -112,6 +181,14 @@ impl Weights {
         self.part(id, 0)
     }
 
+    /// Matrix `part` of a linear layer's weight, `[in, out]`.
+    pub(crate) fn matrix(&self, id: ParamId, part: usize) -> Tensor<2> {
+        match &self.residents[self.table.place(id)] {
+            Resident::Matrices(matrices) => matrices[part].clone(),
+            _ => unreachable!("`{}` is no matrix", self.table.entry(id).name),
+        }
+    }
+
     /// A number that stayed on the host.
     pub(crate) fn number(&self, id: ParamId) -> f32 {
         match &self.residents[self.table.place(id)] {
@@ -130,11 +207,7 @@ impl Weights {
         let rows = table
             .clone()
             .select(0, Tensor::from_data(indices, &table.device()));
-        if self.device.is_autodiff() {
-            rows.autodiff().require_grad()
-        } else {
-            rows
-        }
+        new_leaf(rows, &self.device)
     }
 
     /// Adds the leaves' gradients to `flat` (name order). Leaves that a pass did not use add nothing.
@@ -146,25 +219,112 @@ impl Weights {
         gradients: &mut Gradients,
         flat: &mut [f32],
     ) -> Result<(), ModelError> {
-        for (entry, resident) in self.table.entries().iter().zip(&self.residents) {
-            let Resident::Leaves(leaves) = resident else {
-                continue;
+        Self::collect_all(&mut [(self, gradients)], flat)
+    }
+
+    /// As [`Weights::collect`] for several forks of the same weights: every element's terms are
+    /// added in the order of `sources`.
+    ///
+    /// # Errors
+    /// As [`Weights::collect`].
+    pub(crate) fn collect_all(
+        sources: &mut [(&Weights, &mut Gradients)],
+        flat: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let Some((first, _)) = sources.first() else {
+            return Ok(());
+        };
+        let mut sums = Vec::new();
+        let mut rest = flat;
+        for (place, entry) in first.table.entries().iter().enumerate() {
+            let (values, tail) = rest.split_at_mut(entry.len);
+            rest = tail;
+            let leaves = match entry.residence {
+                Residence::Leaves(count) | Residence::Matrices(count) => count,
+                _ => continue,
             };
-            let part = entry.len / leaves.len();
-            let places = flat[entry.offset..entry.offset + entry.len].chunks_mut(part);
-            for (leaf, place) in leaves.iter().zip(places) {
-                if let Some(gradient) = leaf.grad_remove(gradients) {
-                    add(place, &read(gradient, "gradient")?);
-                }
+            for (part, values) in values.chunks_mut(entry.len / leaves).enumerate() {
+                let terms = sources.iter_mut().filter_map(|(weights, gradients)| {
+                    weights.residents[place].take_gradient(part, gradients)
+                });
+                sums.push((values, terms.collect::<Vec<Term>>()));
             }
         }
-        Ok(())
+        sums.into_par_iter().try_for_each(|(values, terms)| {
+            terms.into_iter().try_for_each(|term| term.add_to(values))
+        })
     }
 
     /// The part of `flat` that belongs to a parameter.
     pub(crate) fn slice_of<'a>(&self, id: ParamId, flat: &'a mut [f32]) -> &'a mut [f32] {
         let entry = self.table.entry(id);
         &mut flat[entry.offset..entry.offset + entry.len]
+    }
+}
+
+/// Whether a device computes in host memory.
+pub fn on_host(device: &Device) -> bool {
+    device.clone().without_autodiff() == Device::flex()
+}
+
+/// A gradient on the device.
+enum Term {
+    Plain(Tensor<1>),
+    /// `[in, out]`, for a place `[out, in]`.
+    Transposed(Tensor<2>),
+}
+
+impl Term {
+    fn add_to(self, sum: &mut [f32]) -> Result<(), ModelError> {
+        match self {
+            Term::Plain(gradient) => add(sum, &read(gradient, "gradient")?),
+            Term::Transposed(gradient) => {
+                let [inputs, _] = gradient.dims();
+                add_transposed(sum, &read(gradient, "gradient")?, inputs);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Resident {
+    fn take_gradient(&self, part: usize, gradients: &mut Gradients) -> Option<Term> {
+        match self {
+            Resident::Leaves(leaves) => leaves[part].grad_remove(gradients).map(Term::Plain),
+            Resident::Matrices(matrices) => {
+                matrices[part].grad_remove(gradients).map(Term::Transposed)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Flat weights as bytes.
+struct Owner<F>(F);
+
+impl<F: AsRef<[f32]>> AsRef<[u8]> for Owner<F> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(self.0.as_ref())
+    }
+}
+
+/// A constant as the device computes with it: tracked or not, stored or computed again.
+pub(crate) fn enter<const D: usize>(values: Tensor<D>, device: &Device) -> Tensor<D> {
+    match device.gradient_checkpointing_strategy() {
+        Some(strategy) => values
+            .autodiff()
+            .with_gradient_checkpointing_strategy(strategy),
+        None => values,
+    }
+}
+
+/// On an autodiff device a leaf that asks for a gradient.
+pub(crate) fn new_leaf<const D: usize>(values: Tensor<D>, device: &Device) -> Tensor<D> {
+    let values = enter(values, device);
+    if device.is_autodiff() {
+        values.require_grad()
+    } else {
+        values
     }
 }
 
@@ -186,6 +346,30 @@ fn add(sum: &mut [f32], terms: &[f32]) {
     }
 }
 
+/// `sum[out, in] += terms[in, out]`, in tiles. A tile is turned in a buffer of its own: rows whose
+/// length is a power of two times something small would throw each other out of the first cache.
+fn add_transposed(sum: &mut [f32], terms: &[f32], inputs: usize) {
+    const TILE: usize = 32;
+    let outputs = terms.len() / inputs;
+    let bands = sum.par_chunks_mut(TILE * inputs).enumerate();
+    bands.for_each(|(band, rows)| {
+        let mut tile = [[0.0f32; TILE]; TILE];
+        let width = rows.len() / inputs;
+        for (number, terms) in terms.chunks(TILE * outputs).enumerate() {
+            let (first, height) = (number * TILE, terms.len() / outputs);
+            for (input, row) in terms.chunks(outputs).enumerate() {
+                let band = &row[band * TILE..band * TILE + width];
+                for (turned, term) in tile.iter_mut().zip(band) {
+                    turned[input] = *term;
+                }
+            }
+            for (sums, turned) in rows.chunks_mut(inputs).zip(&tile) {
+                add(&mut sums[first..first + height], &turned[..height]);
+            }
+        }
+    });
+}
+
 /// A tensor's numbers on the host.
 pub(crate) fn read<const D: usize>(
     tensor: Tensor<D>,
@@ -197,4 +381,21 @@ pub(crate) fn read<const D: usize>(
             what,
             reason: error.to_string(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_transposed_matrix_is_added_in_its_place() {
+        let (inputs, outputs) = (37, 70);
+        let terms: Vec<f32> = (0..inputs * outputs).map(|i| i as f32).collect();
+        let mut sum = vec![0.5; inputs * outputs];
+        super::add_transposed(&mut sum, &terms, inputs);
+        for output in 0..outputs {
+            for input in 0..inputs {
+                let expected = 0.5 + (input * outputs + output) as f32;
+                assert_eq!(sum[output * inputs + input], expected);
+            }
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! What training relies on: lane independence, dropout, empty MLM micro-batches, equal bits.
 
+use std::sync::Arc;
+
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{ImageKind, ImageTower, Manager, Model, TextKind, TextTower};
 use belfry_model::{
@@ -15,6 +17,11 @@ fn micro_batch(seed: u64) -> PretrainBatch {
     let (ids, text_mask) = texts(key, PAIRS);
     let chosen = |i: &usize| i % 4 == 1;
     let label = |i: usize| if chosen(&i) { ids[i] } else { -100 };
+    let true_images = images(key.with(1), PAIRS);
+    // The first pair matches.
+    let mut itm_images = images(key.with(2), PAIRS);
+    let size = itm_images.len() / PAIRS;
+    itm_images[..size].copy_from_slice(&true_images[..size]);
     PretrainBatch {
         micro_batches: 1,
         pairs: PAIRS,
@@ -25,8 +32,8 @@ fn micro_batch(seed: u64) -> PretrainBatch {
             .collect(),
         ids,
         text_mask,
-        images: images(key.with(1), PAIRS),
-        itm_images: images(key.with(2), PAIRS),
+        images: true_images,
+        itm_images,
         itm_labels: vec![1, 0],
     }
 }
@@ -159,6 +166,32 @@ fn the_gradient_is_the_slope_of_the_loss() {
             let what = format!("{manager:?}");
             check_slope(&what, tower.table(), &params, &slope, part, loss);
         }
+    }
+}
+
+#[test]
+fn weights_read_where_they_are_give_the_bits_of_a_copy() {
+    let tower = ManagerTower::new(&model(), TEXT_LEN).unwrap();
+    let params = Arc::new(tower.table().init(3));
+    let (batch, keys) = (micro_batch(1), keys(&[10]));
+    let (copied, _) = gradient(&tower, &params, &batch, Draws::Keys(&keys));
+    let device = Device::flex().autodiff();
+    let held = Held(Arc::clone(&params));
+    let weights = Weights::share(tower.table(), held, &device).unwrap();
+    let mut shared = vec![0.0; copied.len()];
+    let reports = tower.pretrain_gradient(&weights, &batch, Draws::Keys(&keys), &mut shared);
+    assert!(reports.is_ok() && shared == copied);
+    assert!(Arc::strong_count(&params) > 1, "read where they are");
+    drop(weights);
+    assert_eq!(Arc::strong_count(&params), 1, "nothing keeps them");
+}
+
+#[derive(Clone)]
+struct Held(Arc<Vec<f32>>);
+
+impl AsRef<[f32]> for Held {
+    fn as_ref(&self) -> &[f32] {
+        &self.0
     }
 }
 

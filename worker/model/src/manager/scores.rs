@@ -4,10 +4,10 @@
 //! A gate looks at the query and gives one score per expert and token. It refuses to know the
 //! softmax behind it.
 
-use burn::tensor::{Tensor, module};
+use burn::tensor::Tensor;
 
 use super::{EPSILON, ManagerSizes};
-use crate::layers::{INIT_STD, LayerNorm, Linear, exp_and_sum};
+use crate::layers::{INIT_STD, LayerNorm, Linear, exp_and_sum, linear};
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::Pass;
 use belfry_configs::{Manager as Kind, ManagerQuery};
@@ -32,12 +32,7 @@ enum Scoring {
     Controller(Linear),
     /// A linear layer, the same for all experts, from `concat(expert, query)` to one score per
     /// feature (concat-attention).
-    Concat {
-        weight: ParamId,
-        bias: ParamId,
-        /// hidden, hidden + query width
-        shape: [usize; 2],
-    },
+    Concat { weight: ParamId, bias: ParamId },
     /// Single-head attention of the query over the experts' first tokens (cross-attention).
     Attention { query: Linear, key: Linear },
 }
@@ -67,9 +62,13 @@ impl Gate {
             Kind::ConcatAttention => {
                 let shape = [width, width + query_width];
                 Scoring::Concat {
-                    weight: b.leaf("linear_controller.weight", &shape, Init::Normal(INIT_STD)),
+                    weight: b.matrices(
+                        "linear_controller.weight",
+                        &shape,
+                        Init::Normal(INIT_STD),
+                        1,
+                    ),
                     bias: b.leaf("linear_controller.bias", &[width], Init::Constant(0.0)),
-                    shape,
                 }
             }
             Kind::CrossAttention => Scoring::Attention {
@@ -118,20 +117,15 @@ impl Gate {
                 let gate = |i| gates.clone().narrow(2, i, 1);
                 (0..experts.len()).map(gate).collect()
             }
-            Scoring::Concat {
-                weight,
-                bias,
-                shape,
-            } => {
+            Scoring::Concat { weight, bias } => {
                 // The query's part of the product is the same for all experts.
-                let [width, inputs] = *shape;
-                let weight = pass.weights.vector(*weight).reshape(*shape).transpose();
+                let weight = pass.weights.matrix(*weight, 0);
+                let [inputs, width] = weight.dims();
                 let own_part = weight.clone().narrow(0, 0, width);
                 let query_part = weight.narrow(0, width, inputs - width);
                 let bias = pass.weights.vector(*bias);
-                let common = module::linear(seen, query_part, Some(bias));
-                let score =
-                    |i| module::linear::<3>(expert(i), own_part.clone(), None) + common.clone();
+                let common = linear(seen, query_part, Some(bias));
+                let score = |i| linear(expert(i), own_part.clone(), None) + common.clone();
                 (0..experts.len()).map(score).collect()
             }
             Scoring::Attention { query, key } => {
