@@ -10,10 +10,21 @@ pub fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
     let folder = file.parent().filter(|f| !f.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let written = || {
-        let mut unfinished = tempfile::NamedTempFile::new_in(folder)?;
+        let mut unfinished = unfinished(folder)?;
         unfinished.write_all(text.as_bytes())?;
         unfinished.persist(file)?;
         Ok::<_, std::io::Error>(())
     };
     written().with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Readable by whom the process's files are, not by its owner alone.
+fn unfinished(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
 }

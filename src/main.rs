@@ -1,6 +1,7 @@
 //! `belfry`: one binary, its roles are subcommands.
 
 mod files;
+mod inspect;
 mod roles;
 mod run;
 mod size;
@@ -44,6 +45,11 @@ enum Command {
     Import(weights::ImportArguments),
     /// Write a checkpoint's weights as one safetensors file that PyTorch loads.
     Export(weights::ExportArguments),
+    /// Look at what trained managers do: average aggregation weights and similarity of neighbours, as
+    /// figures and tables.
+    ///
+    /// Example: belfry inspect runs/quickstart --to inspect
+    Inspect(inspect::InspectArguments),
     /// Count a model: parameters, FLOPs, training memory.
     Model(size::ModelArguments),
     /// Print the resolved configuration and its hash, and check it.
@@ -76,6 +82,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Shards { command } => shard_tools::cli::run(command).await,
         Command::Import(arguments) => weights::import(arguments).await,
         Command::Export(arguments) => weights::export(arguments).await,
+        Command::Inspect(arguments) => inspect::inspect(arguments).await,
         Command::Model(arguments) => size::print(&arguments),
         Command::Config { config, settings } => print_config(&config, &settings),
     };

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
 use belfry_worker::{export_checkpoint, weights};
 use clap::Args;
@@ -49,17 +50,7 @@ pub struct ExportArguments {
 
 /// Reads, reports and writes; see [`ImportArguments`].
 pub async fn import(arguments: ImportArguments) -> anyhow::Result<()> {
-    // As settings, so that the same checks hold as in a run file.
-    let list = |key: &str, values: &[String]| {
-        let values: Vec<String> = values.iter().map(|v| format!("{v:?}")).collect();
-        format!("init.{key}=[{}]", values.join(","))
-    };
-    let mut settings = arguments.settings;
-    for (key, values) in [("from", &arguments.from), ("fresh", &arguments.fresh)] {
-        if !values.is_empty() {
-            settings.push(list(key, values));
-        }
-    }
+    let settings = with_files(arguments.settings, &arguments.from, &arguments.fresh);
     let config = belfry_configs::load(&arguments.config, &settings)?;
     if config.init.from.is_empty() {
         bail!("--from: name a file of weights, or list some as init.from in the run file");
@@ -83,7 +74,27 @@ pub async fn import(arguments: ImportArguments) -> anyhow::Result<()> {
 
 /// Reads a checkpoint and writes its weights; see [`ExportArguments`].
 pub async fn export(arguments: ExportArguments) -> anyhow::Result<()> {
-    let location = &arguments.root;
+    let (root, config) = open_run(&arguments.root, &[]).await?;
+    let (step, bytes) = export_checkpoint(&root, &config, arguments.step).await?;
+    weights::put(&arguments.to, bytes).await?;
+    eprintln!("wrote the weights of step {step} to {}", arguments.to);
+    Ok(())
+}
+
+/// Settings with the files of `[init]`: as settings, so that the same checks hold as in a run file.
+pub fn with_files(mut settings: Vec<String>, from: &[String], fresh: &[String]) -> Vec<String> {
+    for (key, values) in [("from", from), ("fresh", fresh)] {
+        if !values.is_empty() {
+            let values: Vec<String> = values.iter().map(|v| format!("{v:?}")).collect();
+            settings.push(format!("init.{key}=[{}]", values.join(",")));
+        }
+    }
+    settings
+}
+
+/// A run's root and the resolved configuration that it left there, with `settings` over it.
+pub async fn open_run(location: &str, settings: &[String]) -> anyhow::Result<(Root, ValidConfig)> {
+    // Opening a local root makes the folder.
     let local = location.strip_prefix("file://").unwrap_or(location);
     if !local.contains("://") && !Path::new(local).is_dir() {
         bail!("{location}: no such folder; give the --root of a run");
@@ -94,9 +105,6 @@ pub async fn export(arguments: ExportArguments) -> anyhow::Result<()> {
         .await
         .context("this is no run's root")?;
     let text = String::from_utf8(text.to_vec()).context("run.toml")?;
-    let config = belfry_configs::load_str(&text, &format!("{root}/run.toml"), &[])?;
-    let (step, bytes) = export_checkpoint(&root, &config, arguments.step).await?;
-    weights::put(&arguments.to, bytes).await?;
-    eprintln!("wrote the weights of step {step} to {}", arguments.to);
-    Ok(())
+    let config = belfry_configs::load_str(&text, &format!("{root}/run.toml"), settings)?;
+    Ok((root, config))
 }

@@ -464,4 +464,24 @@ fn an_s3_server_gives_the_same_bits_and_names_what_is_wrong_with_it() {
     run.finish(1, &[]).refused(&["already holds a run"]);
     let again = run.finish(1, &["--resume"]);
     assert_eq!(again.hashes(), *undisturbed());
+
+    // Its weights go out to the server and come in from there.
+    let belfry = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_belfry"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        let server = server.reach(&mut command, s3_server::SECRET_KEY);
+        let output = server.args(arguments).output().expect("starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    };
+    let (there, here) = (
+        server.url("weights.safetensors"),
+        folder.path().join("w.safetensors"),
+    );
+    belfry(&["export", &run.root, "--to", &there]);
+    let to = here.display().to_string();
+    belfry(&["import", "--from", &there, "--to", &to, "configs/tiny.toml"]);
+    belfry(&["export", &run.root, "--to", &format!("{to}.exported")]);
+    let read = |file: &str| fs::read(file).expect("was written");
+    assert!(read(&to) == read(&format!("{to}.exported")));
 }

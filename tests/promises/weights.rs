@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::system::alone;
 
-fn belfry(arguments: &[&str]) -> Output {
+pub fn belfry(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_belfry"));
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -20,17 +20,17 @@ fn belfry(arguments: &[&str]) -> Output {
     command.output().expect("the binary starts")
 }
 
-fn told(output: &Output) -> String {
+pub fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn succeeded(output: &Output) -> String {
+pub fn succeeded(output: &Output) -> String {
     assert!(output.status.success(), "{}", told(output));
     told(output)
 }
 
 /// `belfry run` of a few tiny steps in `folder`; what it said.
-fn run(folder: &Path, name: &str, more: &[&str]) -> Output {
+pub fn run(folder: &Path, name: &str, more: &[&str]) -> Output {
     let data = |part: &str| format!("data.{part}={}", folder.join("data").join(part).display());
     let root = folder.join(name).display().to_string();
     let (train, validation) = (data("train"), data("validation"));

@@ -14,6 +14,9 @@ pub enum WorkerError {
         /// What is missing, and where it was looked for.
         reason: String,
     },
+    /// The model refused its sizes or inputs.
+    #[error(transparent)]
+    Model(#[from] belfry_model::ModelError),
     /// The data plane refused.
     #[error(transparent)]
     Data(#[from] belfry_data::DataError),

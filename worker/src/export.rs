@@ -11,13 +11,29 @@ use crate::{checkpoint, weights};
 /// file of its parameters under the authors' names (see [`weights::encode`]).
 ///
 /// # Errors
-/// [`WorkerError::NoCheckpoint`] naming the steps that have one, [`WorkerError::Checkpoint`] if a
-/// part is not what its manifest says, [`WorkerError::Store`].
+/// As [`checkpoint_parameters`].
 pub async fn export_checkpoint(
     root: &Root,
     config: &ValidConfig,
     step: Option<u64>,
 ) -> Result<(u64, Vec<u8>), WorkerError> {
+    let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
+    let (step, parameters) = checkpoint_parameters(root, &model, step).await?;
+    let positions = config.model.text.positions;
+    let file = weights::encode(&parameters, &model.table().into(), positions, |_| true);
+    Ok((step, file))
+}
+
+/// The parameters, flat in name order, of the checkpoint of `step`, or of the newest, with its step.
+///
+/// # Errors
+/// [`WorkerError::NoCheckpoint`] naming the steps that have one, [`WorkerError::Checkpoint`] if a
+/// part is not what its manifest says, [`WorkerError::Store`].
+pub async fn checkpoint_parameters(
+    root: &Root,
+    model: &ManagerTower,
+    step: Option<u64>,
+) -> Result<(u64, Vec<f32>), WorkerError> {
     let steps = complete_steps(root).await?;
     let chosen = match step {
         Some(step) => steps.iter().copied().find(|s| *s == step),
@@ -29,15 +45,9 @@ pub async fn export_checkpoint(
             steps,
         });
     };
-    let model = ManagerTower::new(&config.model, config.data.text_len as usize)
-        .map_err(|e| WorkerError::Internal(e.to_string()))?;
     let manifest = format!("{}/{MANIFEST}", checkpoint::folder(step));
     let state = checkpoint::load(root, &manifest, model.table()).await?;
-    let positions = config.model.text.positions;
-    let file = weights::encode(&state.parameters, &model.table().into(), positions, |_| {
-        true
-    });
-    Ok((step, file))
+    Ok((step, state.parameters))
 }
 
 /// What makes the parts of a step a checkpoint.

@@ -11,6 +11,7 @@ pub mod core;
 mod error;
 mod export;
 mod fingerprint;
+mod inspect;
 mod link;
 pub mod memory;
 pub mod optimizer;
@@ -21,6 +22,7 @@ mod train_step;
 pub mod weights;
 
 pub use error::WorkerError;
-pub use export::export_checkpoint;
+pub use export::{checkpoint_parameters, export_checkpoint};
 pub use fingerprint::fingerprint;
+pub use inspect::inspect;
 pub use session::{WorkerOptions, run};

@@ -218,7 +218,8 @@ impl Room {
         let weights = self.weights(state)?;
         let mut sum = v1::LaneReport::default();
         let mut micro_batches = 0u32;
-        for batch in data.evaluation_batches().map_err(|e| e.to_string())? {
+        for batch in data.evaluation_batches() {
+            let batch = batch.map_err(|e| e.to_string())?;
             let inputs = device_batch(std::slice::from_ref(&batch));
             let reports = self.model.pretrain_evaluate(&weights, &inputs);
             for one in &reports.map_err(|e| e.to_string())? {

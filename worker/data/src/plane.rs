@@ -158,30 +158,21 @@ impl DataPlane {
         let _ = self.prefetch.try_send((step, lanes.to_vec()));
     }
 
-    /// Every pair once, in the manifest's order, with masks, labels and false images drawn from
-    /// keys of their own; the last batch may be short.
+    /// Micro-batches of every pair once, in the manifest's order, with masks, labels and false images
+    /// drawn from keys of their own; the last one may be short. Each is read when it is asked for.
     ///
     /// # Errors
-    /// [`DataError`], naming shard, member and offset.
-    pub fn evaluation_batches(&self) -> Result<Vec<HostBatch>, DataError> {
+    /// [`DataError`] of each, naming shard, member and offset.
+    pub fn evaluation_batches(&self) -> impl Iterator<Item = Result<HostBatch, DataError>> + '_ {
         let inner = &self.inner;
-        let shards = inner.cache.manifest.shards.iter().enumerate();
-        let all: Vec<Wanted> = shards
-            .flat_map(|(shard, entry)| {
-                (0..entry.pairs).map(move |pair| Wanted {
-                    shard,
-                    pair,
-                    epoch: EVALUATION_EPOCH,
-                    window: None,
-                })
-            })
-            .collect();
         let key = Key::new(inner.config.run.seed, Purpose::ItmLabels).with(EVALUATION_EPOCH);
-        let size = inner.config.batch.micro_batch as usize;
-        let groups = all.chunks(size).enumerate();
-        groups
-            .map(|(i, group)| inner.batch(group, key.with(i as u64)))
-            .collect()
+        let size = u64::from(inner.config.batch.micro_batch);
+        let pairs = self.pairs();
+        (0..pairs.div_ceil(size)).map(move |group| {
+            let all = group * size..((group + 1) * size).min(pairs);
+            let wanted: Vec<Wanted> = all.map(|pair| inner.evaluated(pair)).collect();
+            inner.batch(&wanted, key.with(group))
+        })
     }
 }
 
@@ -221,6 +212,17 @@ impl Inner {
                 let place = self.order.place(self, *lane, position);
                 let _ = self.cache.shard(place.shard);
             }
+        }
+    }
+
+    /// Pair number `pair` of the dataset, for an evaluation.
+    fn evaluated(&self, pair: u64) -> Wanted {
+        let shard = self.before.partition_point(|first| *first <= pair) - 1;
+        Wanted {
+            shard,
+            pair: (pair - self.before[shard]) as u32,
+            epoch: EVALUATION_EPOCH,
+            window: None,
         }
     }
 

@@ -107,9 +107,15 @@ impl Aggregation {
     }
 
     /// What cross-modal layer `i` of this stream starts from.
-    fn forward(&self, pass: &Pass, i: usize, experts: &[Tensor<3>], below: Below) -> Tensor<3> {
-        match self {
-            Aggregation::Managers(managers) => managers[i].forward(pass, experts, below),
+    fn forward(
+        &self,
+        pass: &mut Pass,
+        i: usize,
+        experts: &[Tensor<3>],
+        below: Below,
+    ) -> Result<Tensor<3>, ModelError> {
+        Ok(match self {
+            Aggregation::Managers(managers) => managers[i].forward(pass, experts, below)?,
             Aggregation::LinkTowers(norms) => {
                 let expert = experts[i].clone();
                 let sum = match below.own.last() {
@@ -119,7 +125,7 @@ impl Aggregation {
                 norms[i].forward(pass, sum)
             }
             Aggregation::Below => below.own.last().unwrap_or(&experts[0]).clone(),
-        }
+        })
     }
 
     /// What the golden files call the result in front of layer `i`; METER has none.
@@ -208,8 +214,8 @@ impl CrossModal {
                 other: &texts,
             };
             let (text, image) = (&self.text.aggregation, &self.image.aggregation);
-            let x = text.forward(pass, i, &text_experts, below_text);
-            let y = image.forward(pass, i, &image_experts, below_image);
+            let x = text.forward(pass, i, &text_experts, below_text)?;
+            let y = image.forward(pass, i, &image_experts, below_image)?;
             for (aggregation, stream, tensor) in [(text, "text", &x), (image, "image", &y)] {
                 if let Some(name) = aggregation.record_name(stream, i) {
                     pass.record(&name, tensor)?;

@@ -1,6 +1,6 @@
 //! What can be wrong with sizes, weights or a batch before a forward pass starts.
 
-use belfry_configs::Task;
+use belfry_configs::{System, Task};
 
 /// Errors of this crate. All but the last of the device and the group are found before
 /// the device does any work.
@@ -55,6 +55,12 @@ pub enum ModelError {
         needed: &'static str,
         /// The model's task.
         task: Task,
+    },
+    /// Managers were to be looked at, and the system has none.
+    #[error("model.system = {system:?} has no managers to look at; it must be managertower")]
+    NoManagers {
+        /// The system.
+        system: System,
     },
     /// The features of other members of a contrastive group did not come.
     #[error("the contrastive group could not exchange {what}")]

@@ -6,6 +6,8 @@ use burn::tensor::{Gradients, Tensor, TensorData};
 
 use crate::draws::{Draws, dropout_mask, expert_of, manager_noise};
 use crate::error::ModelError;
+use crate::inspect::Observer;
+use crate::manager::Aggregated;
 use crate::params::ParamId;
 use crate::weights::{Weights, read, scatter_rows};
 
@@ -46,6 +48,8 @@ pub(crate) struct Pass<'a> {
     draws: Draws<'a>,
     gathered: Vec<Gathered>,
     trace: Option<&'a mut Trace>,
+    /// Who looks at what the managers do.
+    pub observer: Option<Observer<'a>>,
 }
 
 /// A dropout site: its rate and the name that its draws are keyed by.
@@ -68,6 +72,15 @@ impl<'a> Pass<'a> {
             draws,
             gathered: Vec::new(),
             trace,
+            observer: None,
+        }
+    }
+
+    /// Shows what manager number `call` aggregated to the observer, if there is one.
+    pub fn show_manager(&mut self, call: usize, made: &Aggregated) -> Result<(), ModelError> {
+        match &mut self.observer {
+            Some(observer) => observer.see(call, made),
+            None => Ok(()),
         }
     }
 

@@ -9,6 +9,7 @@ mod scores;
 
 use burn::tensor::Tensor;
 
+use crate::error::ModelError;
 use crate::layers::{LayerNorm, normalise};
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::Pass;
@@ -112,36 +113,59 @@ impl Manager {
 
     /// # Shapes
     /// experts (normalised) `[batch, length, hidden]` each → `[batch, length, hidden]`
-    pub fn forward(&self, pass: &Pass, experts: &[Tensor<3>], below: Below) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        pass: &mut Pass,
+        experts: &[Tensor<3>],
+        below: Below,
+    ) -> Result<Tensor<3>, ModelError> {
+        let aggregated = self.aggregate(pass, experts, below);
+        pass.show_manager(self.call, &aggregated)?;
+        Ok(match aggregated.cross {
+            Some(cross) => aggregated.experts + cross,
+            None => aggregated.experts,
+        })
+    }
+
+    fn aggregate(&self, pass: &Pass, experts: &[Tensor<3>], below: Below) -> Aggregated {
         let n = self.sizes.experts;
         let (own_norms, cross_norms) = self.norms.split_at(n);
         let seen = &below.own[below.own.len() - cross_norms.len()..];
         match &self.weighting {
             Weighting::Joint { rows } => {
-                let all: Vec<Tensor<3>> = experts.iter().cloned().chain(normalised(seen)).collect();
-                let scores = self.rows(pass, *rows, 0, all.len());
-                self.mix(pass, &all, &self.norms, scores)
+                let all = experts.len() + seen.len();
+                let mut weights = self.weigh(pass, experts, self.rows(pass, *rows, 0, all));
+                let crossed: Vec<Tensor<3>> = normalised(seen).collect();
+                let cross_weights = weights.split_off(n);
+                let mut shown = weights.shown(pass);
+                shown.extend(cross_weights.shown(pass));
+                let cross = weighted(pass, &crossed, cross_norms, cross_weights);
+                Aggregated {
+                    experts: weighted(pass, experts, own_norms, weights)
+                        .expect("a manager has experts"),
+                    cross,
+                    weights: shown,
+                }
             }
             Weighting::Split { rows, cross } => {
                 let scores = self.rows(pass, *rows, 0, n);
-                let aggregated = self.mix(pass, experts, own_norms, scores);
-                if seen.is_empty() {
-                    return aggregated;
+                let mut aggregated = self.mix(pass, experts, own_norms, scores);
+                if !seen.is_empty() {
+                    let scores = self.rows(pass, *rows, n, seen.len());
+                    let weights = softmax(pass, scores, *cross, false);
+                    let crossed: Vec<Tensor<3>> = normalised(seen).collect();
+                    aggregated.weights.extend(weights.shown(pass));
+                    aggregated.cross = weighted(pass, &crossed, cross_norms, weights);
                 }
-                let scores = self.rows(pass, *rows, n, seen.len());
-                let weights = softmax(pass, scores, *cross, false);
-                let crossed: Vec<Tensor<3>> = normalised(seen).collect();
-                aggregated + weighted(pass, &crossed, cross_norms, weights)
+                aggregated
             }
             Weighting::Static { rows } => {
                 let cross = norm_last(pass, seen, cross_norms);
-                let scores = self.rows(pass, *rows, 0, n + seen.len());
-                let mut scores = scores.into_iter();
-                let own = scores.by_ref().take(n).collect();
-                let weight = scores.next();
-                let aggregated = self.mix(pass, experts, own_norms, own);
+                let mut scores = self.rows(pass, *rows, 0, n + seen.len());
+                let weight = scores.split_off(n).pop();
+                let aggregated = self.mix(pass, experts, own_norms, scores);
                 match cross.zip(weight) {
-                    Some((cross, weight)) => aggregated + cross * weight,
+                    Some((cross, weight)) => aggregated.with_cross(pass, cross, weight),
                     None => aggregated,
                 }
             }
@@ -152,7 +176,8 @@ impl Manager {
                 let scores = gate.scores(pass, &own, other, (experts, own_norms));
                 let weight = pass.weights.vector(*cross);
                 let weight = weight.reshape([1, 1, self.sizes.weight_width()]);
-                self.mix(pass, experts, own_norms, scores) + own * weight
+                let aggregated = self.mix(pass, experts, own_norms, scores);
+                aggregated.with_cross(pass, own, weight)
             }
         }
     }
@@ -164,16 +189,25 @@ impl Manager {
         (first..first + count).map(row).collect()
     }
 
-    /// `sum_i softmax_i((scores_i + noise_i) / temperature) * LN_i(expert_i)`. Scores are broadcast
-    /// over what they lack of `[batch, length, hidden]`; noise goes to the uni-modal experts, which
-    /// come first.
+    /// `sum_i softmax_i((scores_i + noise_i) / temperature) * LN_i(expert_i)`.
     fn mix(
         &self,
         pass: &Pass,
         experts: &[Tensor<3>],
         norms: &[LayerNorm],
         scores: Vec<Tensor<3>>,
-    ) -> Tensor<3> {
+    ) -> Aggregated {
+        let weights = self.weigh(pass, experts, scores);
+        Aggregated {
+            weights: weights.shown(pass),
+            experts: weighted(pass, experts, norms, weights).expect("a manager has experts"),
+            cross: None,
+        }
+    }
+
+    /// `softmax((scores + noise) / temperature)`. Scores are broadcast over what they lack of
+    /// `[batch, length, hidden]`; noise goes to the uni-modal experts, which come first.
+    fn weigh(&self, pass: &Pass, experts: &[Tensor<3>], scores: Vec<Tensor<3>>) -> Weights {
         let shape = experts[0].dims();
         let noise = if self.sizes.noise {
             let calls = (self.call, self.sizes.calls);
@@ -187,8 +221,30 @@ impl Manager {
             Some(noise) => disturb(scores, noise, shape),
             None => scores,
         };
-        let weights = softmax(pass, scores, self.temperature, full_size);
-        weighted(pass, experts, norms, weights)
+        softmax(pass, scores, self.temperature, full_size)
+    }
+}
+
+/// What a manager makes of its experts: the two parts of paper Equation 4.
+#[derive(Clone, Debug)]
+pub(crate) struct Aggregated {
+    /// Of uni-modal experts, `[batch, length, hidden]`.
+    pub experts: Tensor<3>,
+    /// Of earlier cross-modal outputs; nothing in layer 0.
+    pub cross: Option<Tensor<3>>,
+    /// Of experts, then of earlier outputs, broadcast over `[batch, length, hidden]`; empty unless
+    /// somebody looks.
+    pub weights: Vec<Tensor<3>>,
+}
+
+impl Aggregated {
+    /// With the normed previous cross output and its weight.
+    fn with_cross(mut self, pass: &Pass, cross: Tensor<3>, weight: Tensor<3>) -> Self {
+        if pass.observer.is_some() {
+            self.weights.push(weight.clone());
+        }
+        self.cross = Some(cross * weight);
+        self
     }
 }
 
@@ -260,6 +316,28 @@ struct Weights {
     inverse_sum: Option<Tensor<3>>,
 }
 
+impl Weights {
+    /// The weights of what stands at `at` and behind.
+    fn split_off(&mut self, at: usize) -> Self {
+        Weights {
+            parts: self.parts.split_off(at),
+            inverse_sum: self.inverse_sum.clone(),
+        }
+    }
+
+    /// Divided, if somebody looks.
+    fn shown(&self, pass: &Pass) -> Vec<Tensor<3>> {
+        if pass.observer.is_none() {
+            return Vec::new();
+        }
+        let divided = |part: &Tensor<3>| match &self.inverse_sum {
+            Some(inverse_sum) => part.clone() * inverse_sum.clone(),
+            None => part.clone(),
+        };
+        self.parts.iter().map(divided).collect()
+    }
+}
+
 /// Softmax over the experts of `scores / temperature`. Small weights are normalised before they
 /// meet the experts, weights of full size behind them.
 fn softmax(pass: &Pass, scores: Vec<Tensor<3>>, temperature: ParamId, full_size: bool) -> Weights {
@@ -290,13 +368,13 @@ fn softmax(pass: &Pass, scores: Vec<Tensor<3>>, temperature: ParamId, full_size:
     }
 }
 
-/// `sum_i weights_i * LN_i(expert_i)` of normalised experts.
+/// `sum_i weights_i * LN_i(expert_i)` of normalised experts, if there are any.
 fn weighted(
     pass: &Pass,
     experts: &[Tensor<3>],
     norms: &[LayerNorm],
     weights: Weights,
-) -> Tensor<3> {
+) -> Option<Tensor<3>> {
     let terms = weights
         .parts
         .into_iter()
@@ -310,11 +388,11 @@ fn weighted(
                 (x.clone() * scale + shift) * w
             }
         });
-    let total = terms.reduce(|a, b| a + b).expect("at least one expert");
-    match weights.inverse_sum {
+    let total = terms.reduce(|a, b| a + b)?;
+    Some(match weights.inverse_sum {
         Some(inverse_sum) => total * inverse_sum,
         None => total,
-    }
+    })
 }
 
 fn normalised(outputs: &[Tensor<3>]) -> impl Iterator<Item = Tensor<3>> + '_ {
