@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
-use belfry_model::size::{Share, activation_bytes, modules, state_bytes, total};
+use belfry_model::size::{
+    Share, activation_bytes, modules, passes, state_bytes, total, training_activation_bytes,
+};
 use clap::Args;
 
 /// Arguments of `belfry model`.
@@ -38,7 +40,7 @@ fn report(config: &ValidConfig, trained: u64) -> String {
             "{name:<20} {:>13.2} {:>10.2} {:>19.1}",
             share.parameters as f64 / 1e6,
             share.macs as f64 / 1e9,
-            activation_bytes(share, 1) as f64 / 1e6
+            activation_bytes(share) as f64 / 1e6
         )
     };
     lines.extend(modules.iter().map(|m| row(m.name, m.share)));
@@ -65,17 +67,20 @@ fn report(config: &ValidConfig, trained: u64) -> String {
         .map(|(name, bytes)| (name.to_owned(), bytes))
         .collect();
     memory.push((
-        format!("activations, {pairs} pairs"),
-        activation_bytes(whole, pairs),
+        format!(
+            "activations, {pairs} pairs, passes {}",
+            passes(config.model.task)
+        ),
+        training_activation_bytes(&config.model, config.data.text_len as usize, pairs),
     ));
     let sum = memory.iter().map(|(_, bytes)| bytes).sum();
     memory.push(("training, about".into(), sum));
-    lines.push(format!("{:<28} {:>8}", "memory of a worker", "GB"));
+    lines.push(format!("{:<32} {:>8}", "memory of a worker", "GB"));
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     lines.extend(
         memory
             .iter()
-            .map(|(name, bytes)| format!("{name:<28} {:>8.2}", gigabytes(*bytes))),
+            .map(|(name, bytes)| format!("{name:<32} {:>8.2}", gigabytes(*bytes))),
     );
     lines.join("\n") + "\n"
 }

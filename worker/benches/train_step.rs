@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use belfry_configs::ValidConfig;
 use belfry_configs::rng::{Key, Purpose};
-use belfry_model::size::{activation_bytes, modules, state_bytes, total};
+use belfry_model::size::{modules, state_bytes, total, training_activation_bytes};
 use belfry_model::{Device, Draws, ManagerTower, PretrainBatch, Weights};
 use belfry_worker::optimizer::AdamW;
 use belfry_worker::state::{Parameters, TrainState, optimizer};
@@ -186,9 +186,8 @@ impl Worker {
     fn counted_bytes(&self) -> u64 {
         let state = state_bytes(self.tower.table().elements() as u64);
         let state: u64 = state.iter().map(|(_, bytes)| bytes).sum();
-        let whole = total(&modules(&self.config.model, self.batch.text_len));
         let pairs = (self.batch.micro_batches * self.batch.pairs) as u64;
-        state + activation_bytes(whole, pairs)
+        state + training_activation_bytes(&self.config.model, self.batch.text_len, pairs)
     }
 }
 

@@ -20,6 +20,9 @@ const NORM_MACS: u64 = 5;
 const CLIP_LEFTOVERS: u64 = 77 * 512 + 2 * 512;
 /// CLIP's and ViT's feed-forward width over their own width.
 const IMAGE_MLP_RATIO: u64 = 4;
+/// Rows of the table that see each distinct image once.
+const IMAGE_TOWER: &str = "image tower";
+const IMAGE_TRANSFORM: &str = "image transform";
 /// Bytes of an f32.
 const F32: u64 = 4;
 
@@ -31,8 +34,9 @@ pub struct Share {
     /// Multiply-accumulates of one pass over one pair: linear layers, matrix products, convolution
     /// and layer norms. The paper calls them FLOPs; real operations are about twice as many.
     pub macs: u64,
-    /// f32 elements that one pair's backward pass must find: inputs of linear layers, norms and
-    /// activations, both sides of attention's products. Dropout masks are drawn again or are bits.
+    /// f32 elements that one pair's forward pass keeps for its backward, as this implementation has
+    /// it: inputs of linear layers, what norms and activation functions need, both sides of
+    /// attention's products, dropout masks.
     pub activations: u64,
 }
 
@@ -106,9 +110,9 @@ pub fn modules(model: &Model, text_len: usize) -> Vec<ModuleSize> {
     let row = |name, share| ModuleSize { name, share };
     vec![
         row("text tower", counted.text_tower(&model.text)),
-        row("image tower", counted.image_tower(&model.image)),
+        row(IMAGE_TOWER, counted.image_tower(&model.image)),
         row("text transform", counted.transform(&text_tower, text)),
-        row("image transform", counted.transform(&image_tower, image)),
+        row(IMAGE_TRANSFORM, counted.transform(&image_tower, image)),
         row("embeddings", counted.embeddings()),
         row(
             "text managers",
@@ -133,19 +137,43 @@ pub fn total(modules: &[ModuleSize]) -> Share {
     modules.iter().map(|module| module.share).sum()
 }
 
-/// Bytes that training holds for `parameters` elements: weights, gradients and AdamW's two moments,
-/// all f32.
-pub fn state_bytes(parameters: u64) -> [(&'static str, u64); 3] {
+/// Bytes that training holds for `parameters` elements, all f32.
+pub fn state_bytes(parameters: u64) -> [(&'static str, u64); 4] {
     [
         ("parameters", F32 * parameters),
-        ("gradients", F32 * parameters),
         ("AdamW's moments", 2 * F32 * parameters),
+        ("gradient", F32 * parameters),
+        ("gradients of the graphs", F32 * parameters),
     ]
 }
 
-/// Bytes of the activations of `pairs` pairs in one forward pass.
-pub fn activation_bytes(share: Share, pairs: u64) -> u64 {
-    F32 * share.activations * pairs
+/// Bytes of a share's activations, of one pair.
+pub fn activation_bytes(share: Share) -> u64 {
+    F32 * share.activations
+}
+
+/// Forward passes of a training step over a device batch, side by side.
+pub fn passes(task: Task) -> u64 {
+    match task {
+        Task::Pretrain | Task::PretrainItc | Task::Nlvr2 => 2,
+        _ => 1,
+    }
+}
+
+/// Bytes of all activations of a training step over a device batch of `pairs` pairs. The passes of
+/// pre-training share the images of matching pairs.
+pub fn training_activation_bytes(model: &Model, text_len: usize, pairs: u64) -> u64 {
+    let passes = passes(model.task);
+    let images = match model.task {
+        Task::Pretrain => pairs + pairs.div_ceil(2),
+        _ => passes * pairs,
+    };
+    let modules = modules(model, text_len);
+    let of = |module: &ModuleSize| match module.name {
+        IMAGE_TOWER | IMAGE_TRANSFORM => images * activation_bytes(module.share),
+        _ => passes * pairs * activation_bytes(module.share),
+    };
+    modules.iter().map(of).sum()
 }
 
 /// `[rows, inputs] x [inputs, outputs] + bias`.
@@ -162,7 +190,8 @@ fn norm(rows: u64, width: u64) -> Share {
     Share {
         parameters: 2 * width,
         macs: NORM_MACS * rows * width,
-        activations: rows * width,
+        // The centred input for the variance, the normalised one for the scale.
+        activations: 2 * rows * width,
     }
 }
 
@@ -183,26 +212,36 @@ fn kept(activations: u64) -> Share {
 }
 
 /// Self-attention or cross-attention of `rows` queries on `keys` keys, with its four projections.
-fn attention(rows: u64, keys: u64, width: u64, heads: u64) -> Share {
+fn attention(rows: u64, keys: u64, width: u64, heads: u64, dropout: bool) -> Share {
     // Keys and values share their input.
     let projections = linear(rows, width, width) * 2 + linear(keys, width, width) * 2;
     let shared = if rows == keys { 2 } else { 1 } * keys * width;
+    // Scores and their exponentials; with dropout also its mask.
+    let scores = if dropout { 3 } else { 2 } * heads * rows * keys;
     let products = Share {
         parameters: 0,
         macs: 2 * rows * keys * width,
-        // Queries, keys, values and the softmax's output.
-        activations: rows * width + 2 * keys * width + heads * rows * keys,
+        // Queries, keys, values, and the result before its division.
+        activations: 2 * rows * width + 2 * keys * width + scores,
     };
-    let sum = projections + products;
+    let sum = projections + products + mask(rows, width, dropout);
     Share {
         activations: sum.activations - shared,
         ..sum
     }
 }
 
-/// Two linear layers around an activation.
-fn feed_forward(rows: u64, width: u64, inside: u64) -> Share {
-    linear(rows, width, inside) + linear(rows, inside, width) + kept(rows * inside)
+/// Two linear layers around an activation function that keeps `inputs` tensors of its width.
+fn feed_forward(rows: u64, width: u64, inside: u64, inputs: u64, dropout: bool) -> Share {
+    linear(rows, width, inside)
+        + linear(rows, inside, width)
+        + kept(inputs * rows * inside)
+        + mask(rows, width, dropout)
+}
+
+/// The mask of a dropout.
+fn mask(rows: u64, width: u64, dropout: bool) -> Share {
+    kept(if dropout { rows * width } else { 0 })
 }
 
 impl Counted<'_> {
@@ -213,10 +252,14 @@ impl Counted<'_> {
             TextKind::Bert => 2,
         };
         let rows = u64::from(tower.vocab) + u64::from(tower.positions) + types;
-        let layer = attention(length, length, width, tower.heads.into())
-            + feed_forward(length, width, tower.intermediate.into())
+        let dropout = self.model.dropout > 0.0;
+        let layer = attention(length, length, width, tower.heads.into(), dropout)
+            + feed_forward(length, width, tower.intermediate.into(), 1, dropout)
             + norm(length, width) * 2;
-        held(rows * width) + norm(length, width) + layer * tower.layers.into()
+        held(rows * width)
+            + norm(length, width)
+            + mask(length, width, dropout)
+            + layer * tower.layers.into()
     }
 
     fn image_tower(&self, tower: &ImageTower) -> Share {
@@ -230,8 +273,13 @@ impl Counted<'_> {
             }
             ImageKind::Vit => patches,
         };
-        let block = attention(length, length, width, tower.heads.into())
-            + feed_forward(length, width, IMAGE_MLP_RATIO * width)
+        // CLIP's activation keeps its sigmoid beside its input.
+        let inputs = match tower.kind {
+            ImageKind::Clip => 2,
+            ImageKind::Vit => 1,
+        };
+        let block = attention(length, length, width, tower.heads.into(), false)
+            + feed_forward(length, width, IMAGE_MLP_RATIO * width, inputs, false)
             + norm(length, width) * 2;
         // One norm behind all blocks that are looked at.
         let after = norm(length, width);
@@ -287,7 +335,9 @@ impl Counted<'_> {
         let every = matches!(model.manager, Manager::SaeJoint | Manager::SaeSplit);
         // Earlier cross-modal outputs that this manager looks at.
         let seen = if every { layer } else { layer.min(1) };
-        let norms = norm(length, width) * (experts + seen);
+        // With noise weights have full size: one tensor per expert, their sum, its reciprocal.
+        let noise = u64::from(model.manager_noise) * (experts + 2) * length * width;
+        let norms = norm(length, width) * (experts + seen) + kept(noise);
         let temperature = 1;
         let adaptive = !every && model.manager != Manager::Saue && layer > 0;
         if !adaptive {
@@ -342,9 +392,13 @@ impl Counted<'_> {
 
     fn cross_layers(&self, rows: u64, other: u64) -> Share {
         let (width, heads) = (self.width, u64::from(self.model.heads));
-        let layer = attention(rows, rows, width, heads)
-            + attention(rows, other, width, heads)
-            + feed_forward(rows, width, u64::from(self.model.mlp_ratio) * width)
+        let (inside, dropout) = (
+            u64::from(self.model.mlp_ratio) * width,
+            self.model.dropout > 0.0,
+        );
+        let layer = attention(rows, rows, width, heads, dropout)
+            + attention(rows, other, width, heads, dropout)
+            + feed_forward(rows, width, inside, 1, dropout)
             + norm(rows, width) * 3;
         layer * self.model.cross_layers.into()
     }
@@ -588,10 +642,19 @@ mod tests {
 
     #[test]
     fn activations_of_a_small_attention_are_counted_by_hand() {
-        // 3 queries on 3 keys, width 4, 2 heads: the input once (12), q, k, v (36), softmax (18), the
-        // output projection's input (12).
-        assert_eq!(attention(3, 3, 4, 2).activations, 12 + 36 + 18 + 12);
-        // 3 on 5: both inputs (12 + 20), q (12), k and v (40), softmax (30), output's input (12).
-        assert_eq!(attention(3, 5, 4, 2).activations, 32 + 12 + 40 + 30 + 12);
+        // 3 queries on 3 keys, width 4, 2 heads: the input once (12), q, k, v (36), scores and
+        // exponentials (36), the result (12), the output projection's input (12).
+        assert_eq!(
+            attention(3, 3, 4, 2, false).activations,
+            12 + 36 + 36 + 12 + 12
+        );
+        // With dropout also the scores' mask and the output's.
+        assert_eq!(attention(3, 3, 4, 2, true).activations, 108 + 18 + 12);
+        // 3 on 5: both inputs (12 + 20), q (12), k and v (40), scores twice (60), result (12),
+        // output's input (12).
+        assert_eq!(
+            attention(3, 5, 4, 2, false).activations,
+            32 + 12 + 40 + 60 + 12 + 12
+        );
     }
 }
