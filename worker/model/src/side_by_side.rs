@@ -8,17 +8,17 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-/// Runs all jobs, one after the other where the process is given one thread only. Results stand in
-/// the order of the jobs.
+/// Runs all jobs, one after the other where the process is given one thread only; a single job stays
+/// on the caller's thread. Results stand in the order of the jobs.
 pub(crate) fn side_by_side<T: Send, J: FnOnce() -> T + Send>(
     jobs: impl IntoIterator<Item = J>,
 ) -> Vec<T> {
-    let jobs = jobs.into_iter();
-    if rayon::current_num_threads() < 2 {
-        return jobs.map(|job| job()).collect();
+    let jobs: Vec<J> = jobs.into_iter().collect();
+    if jobs.len() < 2 || rayon::current_num_threads() < 2 {
+        return jobs.into_iter().map(|job| job()).collect();
     }
     thread::scope(|scope| {
-        let threads: Vec<_> = jobs.map(|job| scope.spawn(job)).collect();
+        let threads: Vec<_> = jobs.into_iter().map(|job| scope.spawn(job)).collect();
         let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
         joined
             .map(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
