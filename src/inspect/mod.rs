@@ -56,19 +56,14 @@ pub async fn inspect(arguments: InspectArguments) -> anyhow::Result<()> {
         settings.push(format!("data.validation={data:?}"));
     }
     let (config, parameters, origin) = read(&arguments, settings).await?;
-    let cache = match &arguments.cache {
-        Some(folder) => folder.clone(),
-        None => tempfile::tempdir()?.keep(),
-    };
-    let looked = {
-        let cache = cache.clone();
-        tokio::task::spawn_blocking(move || look(&config, &parameters, &cache, arguments.pairs))
-            .await?
-    };
-    if arguments.cache.is_none() {
-        let _ = std::fs::remove_dir_all(&cache);
-    }
-    let inspection = looked?;
+    // Removed when it is dropped.
+    let temporary = tempfile::tempdir()?;
+    let cache = arguments
+        .cache
+        .clone()
+        .unwrap_or_else(|| temporary.path().to_owned());
+    let looking = move || look(&config, &parameters, &cache, arguments.pairs);
+    let inspection = tokio::task::spawn_blocking(looking).await??;
     let (weights, similarities) = (inspection.weights(), inspection.similarities());
     let folder = &arguments.to;
     std::fs::create_dir_all(folder)

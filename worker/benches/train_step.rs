@@ -93,7 +93,7 @@ fn growth(bencher: Bencher, case: &Case) {
 fn measure(bencher: Bencher, case: &Case) {
     let mut worker = Worker::new(case);
     let mut measured = Measured {
-        pairs: worker.batch.micro_batches * worker.batch.pairs,
+        pairs: worker.batch.rows(),
         products: worker.products(),
         counted_bytes: worker.counted_bytes(),
         ..Measured::default()
@@ -174,7 +174,7 @@ impl Worker {
     /// the vocabulary for the masked words.
     fn products(&self) -> f64 {
         let model = &self.config.model;
-        let pairs = (self.batch.micro_batches * self.batch.pairs) as u64;
+        let pairs = self.batch.rows() as u64;
         let forward = 2 * pairs * total(&modules(model, self.batch.text_len)).macs;
         let masked = self.batch.mlm_labels.iter().filter(|l| **l >= 0).count() as u64;
         let hidden = u64::from(model.hidden);
@@ -186,7 +186,7 @@ impl Worker {
     fn counted_bytes(&self) -> u64 {
         let state = state_bytes(self.tower.table().elements() as u64);
         let state: u64 = state.iter().map(|(_, bytes)| bytes).sum();
-        let pairs = (self.batch.micro_batches * self.batch.pairs) as u64;
+        let pairs = self.batch.rows() as u64;
         state + training_activation_bytes(&self.config.model, self.batch.text_len, pairs)
     }
 }

@@ -162,11 +162,7 @@ impl Passes<'_> {
                     .transpose()
             }
         });
-        let through = if weights.on_host() {
-            side_by_side(jobs)
-        } else {
-            jobs.map(|job| job()).collect()
-        };
+        let through = side_by_side(weights.device(), jobs);
         let mut losses = [MLM, ITM].map(|_| vec![GroupLoss::default(); self.batch.micro_batches]);
         let (mut backwards, mut owed) = (Vec::new(), Vec::new());
         for (place, through) in losses.iter_mut().zip(through) {

@@ -13,7 +13,7 @@ use crate::error::ModelError;
 use crate::pass::Pass;
 use crate::side_by_side::side_by_side;
 use crate::tower::ManagerTower;
-use crate::weights::{Weights, enter, new_leaf};
+use crate::weights::{Weights, enter, new_leaf, on_host};
 
 /// The token type of a text's first image.
 const FIRST_IMAGE: usize = 1;
@@ -68,9 +68,9 @@ impl SharedImages {
                 weights,
             })
         };
-        let graphs = if weights.on_host() { GRAPHS } else { 1 };
+        let graphs = if on_host(weights.device()) { GRAPHS } else { 1 };
         let parts = images.chunks(images.len().div_ceil(graphs));
-        let runs = side_by_side(parts.map(|images| || run(images)));
+        let runs = side_by_side(weights.device(), parts.map(|images| || run(images)));
         Ok(SharedImages {
             runs: runs.into_iter().collect::<Result<_, ModelError>>()?,
         })
@@ -112,7 +112,7 @@ impl SharedImages {
             let backward = &backward;
             move || backward(run, start)
         });
-        let mut gradients = side_by_side(jobs);
+        let mut gradients = side_by_side(self.runs[0].weights.device(), jobs);
         let runs = self.runs.iter().zip(&mut gradients);
         let mut sources: Vec<_> = runs.map(|(run, g)| (&run.weights, g)).collect();
         Weights::collect_all(&mut sources, gradient)

@@ -8,13 +8,19 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-/// Runs all jobs, one after the other where the process is given one thread only; a single job stays
-/// on the caller's thread. Results stand in the order of the jobs.
+use burn::tensor::Device;
+
+use crate::weights::on_host;
+
+/// Runs all jobs on `device`, one after the other where that is not the host or the process is given
+/// one thread only; a single job stays on the caller's thread. Results stand in the order of the
+/// jobs.
 pub(crate) fn side_by_side<T: Send, J: FnOnce() -> T + Send>(
+    device: &Device,
     jobs: impl IntoIterator<Item = J>,
 ) -> Vec<T> {
     let jobs: Vec<J> = jobs.into_iter().collect();
-    if jobs.len() < 2 || rayon::current_num_threads() < 2 {
+    if jobs.len() < 2 || !on_host(device) || rayon::current_num_threads() < 2 {
         return jobs.into_iter().map(|job| job()).collect();
     }
     thread::scope(|scope| {
@@ -32,12 +38,14 @@ mod tests {
 
     #[test]
     fn results_stand_in_the_order_of_the_jobs() {
-        assert_eq!(side_by_side((0..5).map(|i| move || 2 * i)), [0, 2, 4, 6, 8]);
+        let jobs = (0..5).map(|i| move || 2 * i);
+        assert_eq!(side_by_side(&Device::flex(), jobs), [0, 2, 4, 6, 8]);
     }
 
     #[test]
     #[should_panic(expected = "its own words")]
     fn a_panic_goes_on_in_the_caller() {
-        side_by_side((0..2).map(|i| move || assert_eq!(i, 0, "its own words")));
+        let jobs = (0..2).map(|i| move || assert_eq!(i, 0, "its own words"));
+        side_by_side(&Device::flex(), jobs);
     }
 }

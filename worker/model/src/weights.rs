@@ -140,11 +140,6 @@ impl Weights {
         }
     }
 
-    /// Whether the device is the host itself, whose threads can work side by side.
-    pub(crate) fn on_host(&self) -> bool {
-        on_host(&self.device)
-    }
-
     /// The same weights outside autodiff, for evaluation. Shares storage.
     pub fn without_gradient(&self) -> Self {
         let residents = self.residents.iter().map(|resident| match resident {

@@ -7,7 +7,9 @@ use belfry_model::{
     Device, Inspection, ManagerTower, Modality, ModelError, Part, Source, WeightRow, Weights,
 };
 
+mod base;
 mod tiny;
+use base::MANAGERS;
 use tiny::{PAIRS, TEXT_LEN, enlarge, images, model, texts};
 
 /// Captions with their mask, and images.
@@ -44,14 +46,7 @@ fn sum(rows: &[WeightRow], side: Modality, layer: u32, experts: bool) -> f64 {
 
 #[test]
 fn the_weights_under_one_softmax_sum_to_one() {
-    for manager in [
-        Manager::SaeJoint,
-        Manager::SaeSplit,
-        Manager::Saue,
-        Manager::Aaue,
-        Manager::ConcatAttention,
-        Manager::CrossAttention,
-    ] {
+    for manager in MANAGERS {
         let model = Model {
             manager,
             cross_layers: 3,

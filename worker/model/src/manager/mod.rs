@@ -136,9 +136,8 @@ impl Manager {
                 let all = experts.len() + seen.len();
                 let mut weights = self.weigh(pass, experts, self.rows(pass, *rows, 0, all));
                 let crossed: Vec<Tensor<3>> = normalised(seen).collect();
+                let shown = weights.shown(pass);
                 let cross_weights = weights.split_off(n);
-                let mut shown = weights.shown(pass);
-                shown.extend(cross_weights.shown(pass));
                 let cross = weighted(pass, &crossed, cross_norms, cross_weights);
                 Aggregated {
                     experts: weighted(pass, experts, own_norms, weights)

@@ -5,6 +5,8 @@
 //! is reached is printed as a table; a file that is not understood is a failure.
 
 mod arrays;
+#[path = "../base/mod.rs"]
+mod base;
 mod cases;
 // The optimizer belongs to the worker, which this crate must not import; its file needs no model.
 #[allow(dead_code)]

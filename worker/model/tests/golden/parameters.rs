@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use belfry_configs::{
-    Head, ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model, System, Task,
-    TextKind, TextTower,
-};
+use belfry_configs::{Head, Manager, Model, System, Task};
 use belfry_model::{ManagerTower, ParamTable};
 use serde_json::Value;
 
+use crate::base::base;
 use crate::cases::{Case, Found, everything};
 use crate::optimizer::{ParamGroup, RateGroup};
 
@@ -190,6 +188,11 @@ fn base_model(configuration: &Value, theirs: &BTreeMap<String, Listed>) -> Model
         .find(|(name, _)| name.ends_with("_classifier.0.weight"));
     let hidden_scale = classifiers.map_or(1, |(_, t)| t.shape[0] / 1536) as u32;
     let truth = |key: &str| overrides[key].as_bool().unwrap_or(false);
+    let image_size = configuration["image_size"].as_u64().unwrap() as u32;
+    let mut base = base(image_size);
+    if truth("vit_remove_last") {
+        base.image.layers -= 1;
+    }
     Model {
         system: match overrides["model_type"].as_str() {
             None | Some("MT") => System::ManagerTower,
@@ -203,37 +206,11 @@ fn base_model(configuration: &Value, theirs: &BTreeMap<String, Listed>) -> Model
             Some("SAUE") => Manager::Saue,
             Some(other) => panic!("manager type `{other}`"),
         },
-        manager_query: ManagerQuery::Fused,
-        manager_weight: ManagerWeight::Vector,
-        manager_noise: true,
         meter_fusion: truth("meter_fusion"),
-        hidden: 768,
-        heads: 12,
-        cross_layers: 6,
-        mlp_ratio: 4,
-        dropout: 0.1,
-        text: TextTower {
-            kind: TextKind::Roberta,
-            layers: 12,
-            managed: 6,
-            hidden: 768,
-            heads: 12,
-            intermediate: 3072,
-            vocab: 50_265,
-            positions: 514,
-        },
-        image: ImageTower {
-            kind: ImageKind::Clip,
-            layers: if truth("vit_remove_last") { 11 } else { 12 },
-            managed: 6,
-            hidden: 768,
-            heads: 12,
-            size: configuration["image_size"].as_u64().unwrap() as u32,
-            patch: 16,
-        },
         head: Head {
             hidden_scale,
             ..Head::default()
         },
+        ..base
     }
 }
