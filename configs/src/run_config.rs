@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::init::Init;
 use crate::model::Model;
+use crate::precision::Precision;
 
 /// One run file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub struct RunConfig {
     pub data: Data,
     /// The model's sizes.
     pub model: Model,
+    /// The arithmetic of matrix products.
+    #[serde(default)]
+    pub precision: Precision,
     /// The weights to begin with.
     #[serde(default)]
     pub init: Init,

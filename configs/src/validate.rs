@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 use crate::layers::ConfigError;
 use crate::model::{Manager, ManagerWeight, System};
+use crate::precision::Matmul;
 use crate::run_config::RunConfig;
 
 /// Lanes above this are refused: rank tables and the reduction tree stay small.
@@ -111,6 +112,12 @@ impl RunConfig {
             return Err(refuse(
                 "run.device",
                 format!("`{device}` is neither `cpu` nor `cuda:N`"),
+            ));
+        }
+        if self.precision.matmul == Matmul::Tf32 && !cuda {
+            return Err(refuse(
+                "precision.matmul",
+                "`tf32` is arithmetic of GPUs; with run.device = \"cpu\" choose `f32` or `bf16`",
             ));
         }
         at_least_one("checkpoint.every_steps", self.checkpoint.every_steps)?;

@@ -8,8 +8,12 @@ use burn::tensor::{AllocationProperty, Bytes, DType, Device, Gradients, Tensor, 
 
 use rayon::prelude::*;
 
+use belfry_configs::Matmul;
+
 use crate::error::ModelError;
+use crate::gradient::{DeviceSum, Target, Term};
 use crate::params::{ParamId, ParamTable, Residence};
+use crate::product::Products;
 
 /// One parameter on the device.
 #[derive(Clone, Debug)]
@@ -37,6 +41,8 @@ pub struct Weights {
     /// In the table's order.
     residents: Vec<Resident>,
     device: Device,
+    products: Products,
+    on_host: bool,
 }
 
 impl Weights {
@@ -117,6 +123,10 @@ impl Weights {
             table: table.clone(),
             residents: residents.collect(),
             device: device.clone(),
+            products: Products {
+                matmul: Matmul::F32,
+            },
+            on_host: on_host(device),
         })
     }
 
@@ -137,6 +147,8 @@ impl Weights {
             table: self.table.clone(),
             residents: residents.collect(),
             device: self.device.clone(),
+            products: self.products,
+            on_host: self.on_host,
         }
     }
 
@@ -155,7 +167,39 @@ impl Weights {
             table: self.table.clone(),
             residents: residents.collect(),
             device: self.device.clone().without_autodiff(),
+            products: self.products,
+            on_host: self.on_host,
         }
+    }
+
+    /// The same weights for products of another arithmetic than f32.
+    #[must_use]
+    pub fn multiplied_in(mut self, matmul: Matmul) -> Self {
+        self.products = Products { matmul };
+        self
+    }
+
+    /// The same weights, treated as if their device had a memory of its own: losses and gradients
+    /// stay there. For checks of that way where there is no such device.
+    #[must_use]
+    pub fn apart_from_host(mut self) -> Self {
+        self.on_host = false;
+        self
+    }
+
+    /// Whether losses and gradients of these weights are worked on in host memory.
+    pub fn on_host(&self) -> bool {
+        self.on_host
+    }
+
+    /// Names, shapes and places.
+    pub(crate) fn table(&self) -> &ParamTable {
+        &self.table
+    }
+
+    /// How products with these weights are computed.
+    pub(crate) fn products(&self) -> Products {
+        self.products
     }
 
     /// The device, with autodiff if gradients can be asked.
@@ -205,16 +249,16 @@ impl Weights {
         new_leaf(rows, &self.device)
     }
 
-    /// Adds the leaves' gradients to `flat` (name order). Leaves that a pass did not use add nothing.
+    /// Adds the leaves' gradients. Leaves that a pass did not use add nothing.
     ///
     /// # Errors
     /// [`ModelError::Device`] if a gradient cannot be read.
     pub(crate) fn collect(
         &self,
         gradients: &mut Gradients,
-        flat: &mut [f32],
+        target: Target,
     ) -> Result<(), ModelError> {
-        Self::collect_all(&mut [(self, gradients)], flat)
+        Self::collect_all(&mut [(self, gradients)], target)
     }
 
     /// As [`Weights::collect`] for several forks of the same weights: every element's terms are
@@ -224,9 +268,34 @@ impl Weights {
     /// As [`Weights::collect`].
     pub(crate) fn collect_all(
         sources: &mut [(&Weights, &mut Gradients)],
+        target: Target,
+    ) -> Result<(), ModelError> {
+        match target {
+            Target::Host(flat) => Self::collect_on_host(sources, flat),
+            Target::Device(sum) => {
+                Self::collect_on_device(sources, sum);
+                Ok(())
+            }
+        }
+    }
+
+    fn collect_on_device(sources: &mut [(&Weights, &mut Gradients)], sum: &mut DeviceSum) {
+        for (weights, gradients) in sources {
+            for (place, resident) in weights.residents.iter().enumerate() {
+                for part in 0..resident.parts() {
+                    if let Some(term) = resident.take_gradient(part, gradients) {
+                        sum.add(place, part, term);
+                    }
+                }
+            }
+        }
+    }
+
+    fn collect_on_host(
+        sources: &mut [(&Weights, &mut Gradients)],
         flat: &mut [f32],
     ) -> Result<(), ModelError> {
-        let Some((first, _)) = sources.first() else {
+        let Some(first) = sources.first().map(|(weights, _)| *weights) else {
             return Ok(());
         };
         let mut sums = Vec::new();
@@ -234,11 +303,11 @@ impl Weights {
         for (place, entry) in first.table.entries().iter().enumerate() {
             let (values, tail) = rest.split_at_mut(entry.len);
             rest = tail;
-            let leaves = match entry.residence {
-                Residence::Leaves(count) | Residence::Matrices(count) => count,
-                _ => continue,
-            };
-            for (part, values) in values.chunks_mut(entry.len / leaves).enumerate() {
+            let parts = first.residents[place].parts();
+            if parts == 0 {
+                continue;
+            }
+            for (part, values) in values.chunks_mut(entry.len / parts).enumerate() {
                 let terms = sources.iter_mut().filter_map(|(weights, gradients)| {
                     weights.residents[place].take_gradient(part, gradients)
                 });
@@ -246,14 +315,32 @@ impl Weights {
             }
         }
         sums.into_par_iter().try_for_each(|(values, terms)| {
-            terms.into_iter().try_for_each(|term| term.add_to(values))
+            terms
+                .into_iter()
+                .try_for_each(|term| add_term(values, term))
         })
     }
 
-    /// The part of `flat` that belongs to a parameter.
-    pub(crate) fn slice_of<'a>(&self, id: ParamId, flat: &'a mut [f32]) -> &'a mut [f32] {
-        let entry = self.table.entry(id);
-        &mut flat[entry.offset..entry.offset + entry.len]
+    /// Adds the gradients of rows that were gathered from a look-up table; row `skip` gets none.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`] if they cannot be read.
+    pub(crate) fn collect_rows(
+        &self,
+        id: ParamId,
+        rows: Tensor<2>,
+        (ids, skip): (&[i32], Option<i32>),
+        target: Target,
+    ) -> Result<(), ModelError> {
+        match target {
+            Target::Host(flat) => {
+                let entry = self.table.entry(id);
+                let sum = &mut flat[entry.offset..entry.offset + entry.len];
+                scatter_rows(sum, &read(rows, "gradient of looked-up rows")?, ids, skip);
+            }
+            Target::Device(sum) => sum.add_rows(self.table.place(id), rows, ids, skip),
+        }
+        Ok(())
     }
 }
 
@@ -262,27 +349,27 @@ pub fn on_host(device: &Device) -> bool {
     device.clone().without_autodiff() == Device::flex()
 }
 
-/// A gradient on the device.
-enum Term {
-    Plain(Tensor<1>),
-    /// `[in, out]`, for a place `[out, in]`.
-    Transposed(Tensor<2>),
-}
-
-impl Term {
-    fn add_to(self, sum: &mut [f32]) -> Result<(), ModelError> {
-        match self {
-            Term::Plain(gradient) => add(sum, &read(gradient, "gradient")?),
-            Term::Transposed(gradient) => {
-                let [inputs, _] = gradient.dims();
-                add_transposed(sum, &read(gradient, "gradient")?, inputs);
-            }
+fn add_term(sum: &mut [f32], term: Term) -> Result<(), ModelError> {
+    match term {
+        Term::Plain(gradient) => add(sum, &read(gradient, "gradient")?),
+        Term::Transposed(gradient) => {
+            let [inputs, _] = gradient.dims();
+            add_transposed(sum, &read(gradient, "gradient")?, inputs);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 impl Resident {
+    /// Leaves that gradients are asked of.
+    fn parts(&self) -> usize {
+        match self {
+            Resident::Leaves(leaves) => leaves.len(),
+            Resident::Matrices(matrices) => matrices.len(),
+            Resident::Table(_) | Resident::Number(_) | Resident::Absent => 0,
+        }
+    }
+
     fn take_gradient(&self, part: usize, gradients: &mut Gradients) -> Option<Term> {
         match self {
             Resident::Leaves(leaves) => leaves[part].grad_remove(gradients).map(Term::Plain),
@@ -325,7 +412,7 @@ pub(crate) fn new_leaf<const D: usize>(values: Tensor<D>, device: &Device) -> Te
 
 /// `sum[ids[k]] += rows[k]` in the order of `k`, on the host: the same bits on every device, and no
 /// dense table of zeros per pass. Rows with id `skip` (padding) get no gradient (model_spec 2).
-pub(crate) fn scatter_rows(sum: &mut [f32], rows: &[f32], ids: &[i32], skip: Option<i32>) {
+fn scatter_rows(sum: &mut [f32], rows: &[f32], ids: &[i32], skip: Option<i32>) {
     let width = rows.len() / ids.len().max(1);
     for (row, id) in rows.chunks(width.max(1)).zip(ids) {
         if Some(*id) != skip {
