@@ -21,7 +21,7 @@ pub enum Gradient {
     /// In host memory.
     Host(Vec<f32>),
     /// On the device, outside autodiff.
-    Device(Tensor<1>),
+    Device(Box<Tensor<1>>),
 }
 
 impl Gradient {
@@ -36,11 +36,11 @@ impl Gradient {
             (Gradient::Host(sum), Gradient::Host(terms)) => add(sum, terms),
             (Gradient::Host(sum), Gradient::Device(_)) => add(sum, &other.clone().read()?),
             (Gradient::Device(sum), Gradient::Device(terms)) => {
-                *sum = sum.clone() + terms.clone();
+                **sum = *sum.clone() + *terms.clone();
             }
             (Gradient::Device(sum), Gradient::Host(terms)) => {
                 let data = TensorData::new(terms.clone(), [terms.len()]);
-                *sum = sum.clone() + Tensor::from_data(data, &sum.device());
+                **sum = *sum.clone() + Tensor::from_data(data, &sum.device());
             }
         }
         Ok(())
@@ -61,7 +61,7 @@ impl Gradient {
     pub fn read(self) -> Result<Vec<f32>, ModelError> {
         match self {
             Gradient::Host(values) => Ok(values),
-            Gradient::Device(values) => read(values, "gradient"),
+            Gradient::Device(values) => read(*values, "gradient"),
         }
     }
 }
@@ -93,7 +93,7 @@ impl GradientSum {
     pub fn finish(self) -> Gradient {
         match self {
             GradientSum::Host(sum) => Gradient::Host(sum),
-            GradientSum::Device(sum) => Gradient::Device(sum.flat()),
+            GradientSum::Device(sum) => Gradient::Device(Box::new(sum.flat())),
         }
     }
 }
@@ -320,7 +320,8 @@ mod tests {
     #[test]
     fn gradients_add_wherever_they_are() {
         let device = Device::flex();
-        let on_device = |values: [f32; 3]| Gradient::Device(Tensor::from_data(values, &device));
+        let on_device =
+            |values: [f32; 3]| Gradient::Device(Box::new(Tensor::from_data(values, &device)));
         let on_host = |values: [f32; 3]| Gradient::Host(values.to_vec());
         let (a, b) = ([0.1, 0.2, 0.3], [1e-8, 7.0, -0.3]);
         let expected: Vec<f32> = a.iter().zip(b).map(|(a, b)| a + b).collect();

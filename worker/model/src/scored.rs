@@ -106,7 +106,7 @@ pub(crate) enum Losses {
     Read(Vec<GroupLoss>),
     /// Still on the device: loss and score of each row, and the rows' micro-batches.
     Waiting {
-        said: Tensor<2>,
+        said: Box<Tensor<2>>,
         groups: Vec<usize>,
         count: usize,
     },
@@ -122,7 +122,7 @@ impl Losses {
                 groups,
                 count,
             } => {
-                let said = read(said, "losses")?;
+                let said = read(*said, "losses")?;
                 let mut losses = vec![GroupLoss::default(); count];
                 for (row, group) in said.chunks(2).zip(groups) {
                     losses[group].mean += f64::from(row[0]);
@@ -165,7 +165,7 @@ impl Scored {
             }
         };
         let losses = Losses::Waiting {
-            said: rows.said,
+            said: Box::new(rows.said),
             groups: self.groups.clone(),
             count: micro_batches,
         };
