@@ -17,4 +17,4 @@ pub use layers::{ConfigError, load, load_str};
 pub use model::*;
 pub use precision::{Matmul, Precision};
 pub use run_config::*;
-pub use validate::ValidConfig;
+pub use validate::{CPU_APART, ValidConfig};

@@ -45,7 +45,8 @@ pub struct Run {
     pub seed: u64,
     /// Optimizer updates in total (paper: 100,000 for pre-training).
     pub steps: u64,
-    /// `cpu`, or `cuda:N` with the cuda feature.
+    /// `cpu`, or `cuda:N` with the cuda feature. `cpu-apart` is the CPU treated as a device with a
+    /// memory of its own: a check of what happens on GPUs, for machines that have none.
     #[serde(default = "default_device")]
     pub device: String,
 }

@@ -7,6 +7,7 @@
 //! layers and losses.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -15,11 +16,12 @@ use crate::error::ModelError;
 use crate::params::{ParamTable, Residence};
 use crate::weights::{Weights, read};
 
-/// A gradient of all parameters, flat, in name order.
+/// A gradient of all parameters, flat, in name order. Cloning is cheap: numbers are shared until
+/// something is added.
 #[derive(Clone, Debug)]
 pub enum Gradient {
     /// In host memory.
-    Host(Vec<f32>),
+    Host(Arc<Vec<f32>>),
     /// On the device, outside autodiff.
     Device(Box<Tensor<1>>),
 }
@@ -33,13 +35,17 @@ impl Gradient {
     pub fn add(&mut self, other: &Gradient) -> Result<(), ModelError> {
         expect("gradient", self.elements(), other.elements())?;
         match (&mut *self, other) {
-            (Gradient::Host(sum), Gradient::Host(terms)) => add(sum, terms),
-            (Gradient::Host(sum), Gradient::Device(_)) => add(sum, &other.clone().read()?),
+            (Gradient::Host(sum), Gradient::Host(terms)) => {
+                add(Arc::make_mut(sum).as_mut_slice(), terms)
+            }
+            (Gradient::Host(sum), Gradient::Device(_)) => {
+                add(Arc::make_mut(sum).as_mut_slice(), &other.clone().read()?);
+            }
             (Gradient::Device(sum), Gradient::Device(terms)) => {
                 **sum = *sum.clone() + *terms.clone();
             }
             (Gradient::Device(sum), Gradient::Host(terms)) => {
-                let data = TensorData::new(terms.clone(), [terms.len()]);
+                let data = TensorData::new(terms.to_vec(), [terms.len()]);
                 **sum = *sum.clone() + Tensor::from_data(data, &sum.device());
             }
         }
@@ -58,11 +64,17 @@ impl Gradient {
     ///
     /// # Errors
     /// [`ModelError::Device`] if the device does not give it back.
-    pub fn read(self) -> Result<Vec<f32>, ModelError> {
+    pub fn read(self) -> Result<Arc<Vec<f32>>, ModelError> {
         match self {
             Gradient::Host(values) => Ok(values),
-            Gradient::Device(values) => read(*values, "gradient"),
+            Gradient::Device(values) => read(*values, "gradient").map(Arc::new),
         }
+    }
+}
+
+impl From<Vec<f32>> for Gradient {
+    fn from(values: Vec<f32>) -> Self {
+        Gradient::Host(Arc::new(values))
     }
 }
 
@@ -92,7 +104,7 @@ impl GradientSum {
     /// The sum.
     pub fn finish(self) -> Gradient {
         match self {
-            GradientSum::Host(sum) => Gradient::Host(sum),
+            GradientSum::Host(sum) => Gradient::from(sum),
             GradientSum::Device(sum) => Gradient::Device(Box::new(sum.flat())),
         }
     }
@@ -322,15 +334,15 @@ mod tests {
         let device = Device::flex();
         let on_device =
             |values: [f32; 3]| Gradient::Device(Box::new(Tensor::from_data(values, &device)));
-        let on_host = |values: [f32; 3]| Gradient::Host(values.to_vec());
+        let on_host = |values: [f32; 3]| Gradient::from(values.to_vec());
         let (a, b) = ([0.1, 0.2, 0.3], [1e-8, 7.0, -0.3]);
         let expected: Vec<f32> = a.iter().zip(b).map(|(a, b)| a + b).collect();
         for other in [on_device(b), on_host(b)] {
             for mut sum in [on_device(a), on_host(a)] {
                 sum.add(&other).expect("of one length");
-                assert_eq!(sum.read().expect("on the host"), expected);
+                assert_eq!(*sum.read().expect("on the host"), expected);
             }
         }
-        assert!(on_host(a).add(&Gradient::Host(vec![0.0])).is_err());
+        assert!(on_host(a).add(&Gradient::from(vec![0.0])).is_err());
     }
 }

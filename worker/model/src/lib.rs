@@ -56,6 +56,7 @@ pub use normal::fill_normal;
 pub use params::{ParamEntry, ParamTable};
 pub use pass::{Record, Trace};
 pub use positions::resize_positions;
+pub use pretrain::PretrainReports;
 pub use rank::{EncodedImages, EncodedTexts, similarities};
 pub use retrieve::{Company, Negatives};
 pub use tower::ManagerTower;

@@ -12,7 +12,7 @@ use belfry_configs::Matmul;
 
 use crate::error::ModelError;
 use crate::gradient::{DeviceSum, Target, Term};
-use crate::params::{ParamId, ParamTable, Residence};
+use crate::params::{ParamEntry, ParamId, ParamTable, Residence};
 use crate::product::Products;
 
 /// One parameter on the device.
@@ -54,7 +54,12 @@ impl Weights {
     pub fn load(table: &ParamTable, flat: &[f32], device: &Device) -> Result<Self, ModelError> {
         let copy =
             |range: Range<usize>, shape: Vec<usize>| TensorData::new(flat[range].to_vec(), shape);
-        Self::build(table, flat, device, copy)
+        let source = OnHost {
+            flat,
+            data: copy,
+            inner: device.clone().without_autodiff(),
+        };
+        Self::build(table, &source, device)
     }
 
     /// As [`Weights::load`], but a device in host memory reads `flat` where it is: nothing is
@@ -73,55 +78,63 @@ impl Weights {
             let part = Bytes::from_shared(part, AllocationProperty::Native);
             TensorData::from_bytes(part, shape, DType::F32)
         };
-        Self::build(table, flat.as_ref(), device, share)
+        let source = OnHost {
+            flat: flat.as_ref(),
+            data: share,
+            inner: device.clone().without_autodiff(),
+        };
+        Self::build(table, &source, device)
     }
 
-    fn build(
+    /// As [`Weights::load`] from a flat tensor that is on the device already, outside autodiff.
+    ///
+    /// # Errors
+    /// As [`Weights::load`]; [`ModelError::Device`] if a number that the host needs cannot be read.
+    pub fn from_device(
         table: &ParamTable,
-        flat: &[f32],
+        flat: Tensor<1>,
         device: &Device,
-        data: impl Fn(Range<usize>, Vec<usize>) -> TensorData,
     ) -> Result<Self, ModelError> {
-        if flat.len() != table.elements() {
+        Self::build(table, &flat, device)
+    }
+
+    fn build(table: &ParamTable, flat: &impl Flat, device: &Device) -> Result<Self, ModelError> {
+        if flat.elements() != table.elements() {
             return Err(ModelError::Length {
                 what: "weights",
                 expected: table.elements(),
-                found: flat.len(),
+                found: flat.elements(),
             });
         }
-        let inner = device.clone().without_autodiff();
-        let residents = table.entries().iter().map(|entry| {
+        let resident = |entry: &ParamEntry| {
             let range = entry.offset..entry.offset + entry.len;
-            match entry.residence {
+            Ok(match entry.residence {
                 Residence::Host => Resident::Absent,
-                Residence::Number => Resident::Number(flat[entry.offset]),
+                Residence::Number => Resident::Number(flat.number(entry.offset)?),
                 Residence::Table => {
-                    let data = data(range, entry.shape.clone());
-                    Resident::Table(Box::new(Tensor::from_data(data, &inner)))
+                    let rows = entry.shape[0];
+                    Resident::Table(Box::new(flat.matrix(range, rows)))
                 }
                 Residence::Leaves(count) => {
                     let part = entry.len / count;
-                    let leaf = |start: usize| {
-                        let data = data(start..start + part, vec![part]);
-                        new_leaf(Tensor::from_data(data, &inner), device)
-                    };
+                    let leaf = |start: usize| new_leaf(flat.vector(start..start + part), device);
                     Resident::Leaves(range.step_by(part).map(leaf).collect())
                 }
                 Residence::Matrices(count) => {
                     let part = entry.len / count;
                     let rows = entry.shape[0] / count;
                     let matrix = |start: usize| {
-                        let data = data(start..start + part, vec![rows, part / rows]);
-                        let matrix = Tensor::<2>::from_data(data, &inner).transpose();
-                        new_leaf(matrix, device)
+                        let matrix = flat.matrix(start..start + part, rows);
+                        new_leaf(matrix.transpose(), device)
                     };
                     Resident::Matrices(range.step_by(part).map(matrix).collect())
                 }
-            }
-        });
+            })
+        };
+        let residents = table.entries().iter().map(resident);
         Ok(Weights {
             table: table.clone(),
-            residents: residents.collect(),
+            residents: residents.collect::<Result<_, ModelError>>()?,
             device: device.clone(),
             products: Products {
                 matmul: Matmul::F32,
@@ -341,6 +354,56 @@ impl Weights {
             Target::Device(sum) => sum.add_rows(self.table.place(id), rows, ids, skip),
         }
         Ok(())
+    }
+}
+
+/// Flat weights in name order, as tensors outside autodiff.
+trait Flat {
+    fn elements(&self) -> usize;
+    fn vector(&self, range: Range<usize>) -> Tensor<1>;
+    /// `[rows, ..]`
+    fn matrix(&self, range: Range<usize>, rows: usize) -> Tensor<2>;
+    fn number(&self, place: usize) -> Result<f32, ModelError>;
+}
+
+/// In host memory; `data` copies or shares a range in a shape.
+struct OnHost<'a, D> {
+    flat: &'a [f32],
+    data: D,
+    inner: Device,
+}
+
+impl<D: Fn(Range<usize>, Vec<usize>) -> TensorData> Flat for OnHost<'_, D> {
+    fn elements(&self) -> usize {
+        self.flat.len()
+    }
+    fn vector(&self, range: Range<usize>) -> Tensor<1> {
+        let len = range.len();
+        Tensor::from_data((self.data)(range, vec![len]), &self.inner)
+    }
+    fn matrix(&self, range: Range<usize>, rows: usize) -> Tensor<2> {
+        let shape = vec![rows, range.len() / rows];
+        Tensor::from_data((self.data)(range, shape), &self.inner)
+    }
+    fn number(&self, place: usize) -> Result<f32, ModelError> {
+        Ok(self.flat[place])
+    }
+}
+
+impl Flat for Tensor<1> {
+    fn elements(&self) -> usize {
+        self.dims()[0]
+    }
+    fn vector(&self, range: Range<usize>) -> Tensor<1> {
+        self.clone().narrow(0, range.start, range.len())
+    }
+    fn matrix(&self, range: Range<usize>, rows: usize) -> Tensor<2> {
+        let columns = range.len() / rows;
+        Flat::vector(self, range).reshape([rows, columns])
+    }
+    fn number(&self, place: usize) -> Result<f32, ModelError> {
+        let read = read(Flat::vector(self, place..place + 1), "weight")?;
+        Ok(read[0])
     }
 }
 

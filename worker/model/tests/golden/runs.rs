@@ -131,7 +131,7 @@ impl Runner<'_> {
             };
             outcome.losses.extend(reports.iter().map(losses));
         }
-        outcome.gradient = sum.finish().read().unwrap();
+        outcome.gradient = sum.finish().read().unwrap().to_vec();
         outcome
     }
 
@@ -189,7 +189,7 @@ impl Runner<'_> {
             let losses = reports.iter().map(|r| Losses::from([(loss_name, r.loss)]));
             outcome.losses.extend(losses);
         }
-        outcome.gradient = sum.finish().read().unwrap();
+        outcome.gradient = sum.finish().read().unwrap().to_vec();
         outcome
     }
 
@@ -303,7 +303,7 @@ impl Runner<'_> {
             Ask::Gradient => {
                 let (mut sum, draws) = (GradientSum::new(weights), self.draws);
                 let found = tower.retrieve_gradient(weights, &batch, draws, company, &mut sum);
-                outcome.gradient = sum.finish().read().unwrap();
+                outcome.gradient = sum.finish().read().unwrap().to_vec();
                 found.unwrap()
             }
         };
