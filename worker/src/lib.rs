@@ -6,7 +6,7 @@
 //! (the state made durable); `weights` brings in what a run begins with. `session` is the shell around them, `link` the line to the
 //! coordinator.
 
-mod checkpoint;
+pub mod checkpoint;
 pub mod core;
 mod error;
 mod export;
@@ -15,7 +15,7 @@ mod inspect;
 mod link;
 pub mod memory;
 pub mod optimizer;
-mod partials;
+pub mod partials;
 mod session;
 pub mod state;
 mod train_step;
@@ -26,3 +26,4 @@ pub use export::{checkpoint_parameters, export_checkpoint};
 pub use fingerprint::fingerprint;
 pub use inspect::inspect;
 pub use session::{WorkerOptions, run};
+pub use train_step::open_device;

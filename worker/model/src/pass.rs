@@ -9,6 +9,7 @@ use crate::error::ModelError;
 use crate::inspect::Observer;
 use crate::manager::Aggregated;
 use crate::params::ParamId;
+use crate::phase::phase;
 use crate::weights::{Weights, read, scatter_rows};
 
 /// A tensor that a forward pass showed.
@@ -120,6 +121,7 @@ impl<'a> Pass<'a> {
 
     /// A constant from the host.
     pub fn constant<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        let _phase = phase!(self.weights.device(), "copies to device");
         Tensor::from_data(TensorData::new(values, shape), self.weights.device())
     }
 
@@ -137,7 +139,9 @@ impl<'a> Pass<'a> {
             return None;
         }
         let len = shape.iter().product();
+        let drawing = phase!(self.weights.device(), "masks and noise");
         let mask = dropout_mask(keys, self.number, &dropout.site, dropout.rate, len);
+        drop(drawing);
         Some(self.constant(mask, shape))
     }
 
@@ -159,6 +163,7 @@ impl<'a> Pass<'a> {
         shape: [usize; 3],
     ) -> Option<Vec<Tensor<3>>> {
         let len: usize = shape.iter().product();
+        let drawing = phase!(self.weights.device(), "masks and noise");
         let parts = match self.draws {
             Draws::Off => return None,
             Draws::Keys(keys) => manager_noise(keys, self.number, site, experts, len),
@@ -168,6 +173,7 @@ impl<'a> Pass<'a> {
                 (0..experts).map(cut).collect()
             }
         };
+        drop(drawing);
         Some(
             parts
                 .into_iter()
@@ -186,6 +192,8 @@ impl<'a> Pass<'a> {
         passes: &mut [(Pass, Gradients)],
         flat: &mut [f32],
     ) -> Result<(), ModelError> {
+        let device = passes.first().map(|(pass, _)| pass.weights.device());
+        let _phase = device.map(|device| phase!(device, "gradient collection"));
         for (pass, gradients) in &mut *passes {
             for used in pass.gathered.drain(..) {
                 if let Some(rows) = used.leaf.grad_remove(gradients) {

@@ -9,6 +9,7 @@ use crate::draws::Draws;
 use crate::error::ModelError;
 use crate::loss::{GroupLoss, binary_cross_entropy, cross_entropy};
 use crate::pass::{Pass, Trace};
+use crate::phase::phase;
 use crate::tower::ManagerTower;
 use crate::weights::{Weights, read};
 
@@ -98,6 +99,7 @@ pub(crate) struct Scored {
 impl Scored {
     /// Losses of the micro-batches, and the gradient of their sum with respect to the logits.
     pub fn losses(&self, micro_batches: usize) -> Result<(Vec<GroupLoss>, Vec<f32>), ModelError> {
+        let _phase = phase!(&self.logits.device(), "losses");
         let classes = self.logits.dims()[1];
         let mut slopes = read(self.logits.clone(), "logits")?;
         let losses = match &self.labels {
@@ -113,6 +115,7 @@ impl Scored {
 
     /// The backward pass from the gradient of the logits.
     pub fn backward(self, pass: &Pass, slopes: Vec<f32>) -> Gradients {
+        let _phase = phase!(pass.weights.device(), "passes, backward");
         // The derivative of sum(logits * slopes) is slopes; its value is never read.
         let slopes = pass.constant(slopes, self.logits.dims());
         (self.logits * slopes).sum().backward()

@@ -10,6 +10,7 @@ use std::thread;
 
 use burn::tensor::Device;
 
+use crate::phase::{WAITING, phase};
 use crate::weights::on_host;
 
 /// Runs all jobs on `device`, one after the other where that is not the host or the process is given
@@ -23,6 +24,7 @@ pub(crate) fn side_by_side<T: Send, J: FnOnce() -> T + Send>(
     if jobs.len() < 2 || !on_host(device) || rayon::current_num_threads() < 2 {
         return jobs.into_iter().map(|job| job()).collect();
     }
+    let _phase = phase!(device, WAITING);
     thread::scope(|scope| {
         let threads: Vec<_> = jobs.into_iter().map(|job| scope.spawn(job)).collect();
         let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::error::ModelError;
 use crate::params::{ParamId, ParamTable, Residence};
+use crate::phase::phase;
 
 /// One parameter on the device.
 #[derive(Clone, Debug)]
@@ -83,6 +84,7 @@ impl Weights {
                 found: flat.len(),
             });
         }
+        let _phase = phase!(device, "weights to device");
         let inner = device.clone().without_autodiff();
         let residents = table.entries().iter().map(|entry| {
             let range = entry.offset..entry.offset + entry.len;
@@ -229,6 +231,7 @@ impl Weights {
         let Some((first, _)) = sources.first() else {
             return Ok(());
         };
+        let _phase = phase!(&first.device, "gradient collection");
         let mut sums = Vec::new();
         let mut rest = flat;
         for (place, entry) in first.table.entries().iter().enumerate() {
