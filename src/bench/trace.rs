@@ -224,7 +224,7 @@ fn table(phases: &BTreeMap<&'static str, Times>, steps: u32) -> String {
     let of = phases.iter().filter(|(name, _)| works(name));
     let all: Duration = of.map(|(_, times)| times.own).sum();
     let mut rows: Vec<_> = phases.iter().collect();
-    rows.sort_by(|a, b| b.1.own.cmp(&a.1.own));
+    rows.sort_by_key(|(_, times)| std::cmp::Reverse(times.own));
     let mut text = format!(
         "{:<22} {:>11} {:>7} {:>9}\n",
         "phase", "own time", "share", "spans"
