@@ -7,6 +7,7 @@
 mod init;
 mod layers;
 mod model;
+mod precision;
 pub mod rng;
 mod run_config;
 mod validate;
@@ -14,5 +15,6 @@ mod validate;
 pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
 pub use model::*;
+pub use precision::{Matmul, Precision};
 pub use run_config::*;
-pub use validate::ValidConfig;
+pub use validate::{CPU_APART, ValidConfig};

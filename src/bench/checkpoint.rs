@@ -9,6 +9,8 @@ use anyhow::{Context as _, bail, ensure};
 use belfry_model::ParamTable;
 use belfry_proto::v1::PartStored;
 use belfry_worker::checkpoint::{folder, load, store_part};
+use belfry_worker::held::{HeldState, Place};
+use belfry_worker::open_device;
 use belfry_worker::state::TrainState;
 use bytes::Bytes;
 use clap::Args;
@@ -16,6 +18,7 @@ use serde_json::json;
 use shard_tools::store::Root;
 
 use super::Case;
+use super::step::on_host;
 use super::table::{Report, gigabytes, seconds};
 use super::timing::Rounds;
 use super::worker::synthetic_state;
@@ -45,6 +48,7 @@ struct Times {
     get: Rounds,
     copy: Rounds,
     stall: Rounds,
+    fetch: Rounds,
 }
 
 /// Measures and prints.
@@ -57,11 +61,15 @@ pub async fn run(arguments: CheckpointArguments) -> anyhow::Result<()> {
     let location = format!("{}/{FOLDER}", given.trim_end_matches('/'));
     let root = Root::open(&location)?;
     let (tower, state) = synthetic_state(&config)?;
-    let state = Arc::new(state);
+    let apart = match on_host(&config) {
+        true => None,
+        false => Some(Place::new(&open_device(&config.run.device)?, false)),
+    };
     let bench = Store {
         root,
         table: tower.table(),
-        state,
+        state: Arc::new(HeldState::Host(state)),
+        apart,
         parts: config.checkpoint.parts,
     };
     let mut times = Times::default();
@@ -86,34 +94,42 @@ fn clean(folder: &Path) -> anyhow::Result<()> {
 struct Store<'a> {
     root: Root,
     table: &'a ParamTable,
-    state: Arc<TrainState>,
+    /// In host memory.
+    state: Arc<HeldState>,
+    /// The device, if it has a memory of its own.
+    apart: Option<Place>,
     parts: u32,
 }
 
 impl Store<'_> {
     /// One round of all measurements; returns the bytes of the parts.
     async fn round(&self, times: &mut Times) -> anyhow::Result<u64> {
+        let host = self.state.host()?;
+        let held = match &self.apart {
+            Some(place) => Arc::new(place.hold(host.clone())),
+            None => Arc::clone(&self.state),
+        };
         let begun = Instant::now();
-        let stored = self.store().await?;
+        held.host()?;
+        times.fetch.add(begun.elapsed().as_secs_f64());
+        let begun = Instant::now();
+        let stored = self.store(&held).await?;
         times.store.add(begun.elapsed().as_secs_f64());
         let begun = Instant::now();
-        let manifest = format!("{}/manifest.json", folder(self.state.step));
+        let manifest = format!("{}/manifest.json", folder(host.step));
         let loaded = load(&self.root, &manifest, self.table).await?;
         times.load.add(begun.elapsed().as_secs_f64());
-        ensure!(
-            loaded == *self.state,
-            "what was loaded is not what was stored"
-        );
-        self.copies(loaded, times);
+        ensure!(loaded == *host, "what was loaded is not what was stored");
+        copies(host, loaded, times);
         self.raw(&stored, times).await?;
         Ok(stored.iter().map(|part| part.bytes).sum())
     }
 
     /// As a worker does that has all parts, and the manifest as the coordinator does.
-    async fn store(&self) -> anyhow::Result<Vec<PartStored>> {
+    async fn store(&self, held: &HeldState) -> anyhow::Result<Vec<PartStored>> {
         let mut stored = Vec::new();
         for part in 0..self.parts {
-            let one = store_part(&self.root, &self.state, self.table, part, self.parts).await;
+            let one = store_part(&self.root, held, self.table, part, self.parts).await;
             if !one.error.is_empty() {
                 bail!("{}", one.error);
             }
@@ -123,34 +139,18 @@ impl Store<'_> {
             .iter()
             .map(|p| json!({"part": p.part, "file": p.file, "sha256": p.sha256, "bytes": p.bytes}))
             .collect();
-        let step = self.state.step;
+        let step = held.step();
         let manifest = json!({"step": step, "parts": parts}).to_string();
         let file = format!("{}/manifest.json", folder(step));
         self.root.put(&file, Bytes::from(manifest)).await?;
         Ok(stored)
     }
 
-    /// A copy into memory that is there, and the copy that the next update makes while a checkpoint
-    /// still reads the state.
-    fn copies(&self, mut target: TrainState, times: &mut Times) {
-        let begun = Instant::now();
-        target.parameters.copy_from_slice(&self.state.parameters);
-        target.exp_avg.copy_from_slice(&self.state.exp_avg);
-        target.exp_avg_sq.copy_from_slice(&self.state.exp_avg_sq);
-        std::hint::black_box(&target);
-        times.copy.add(begun.elapsed().as_secs_f64());
-        drop(target);
-        let mut held = Arc::clone(&self.state);
-        let begun = Instant::now();
-        std::hint::black_box(Arc::make_mut(&mut held));
-        times.stall.add(begun.elapsed().as_secs_f64());
-    }
-
     /// The same bytes, part by part, without hash, names or order.
     async fn raw(&self, stored: &[PartStored], times: &mut Times) -> anyhow::Result<()> {
         let (mut put, mut get) = (0.0, 0.0);
         for part in stored {
-            let file = format!("{}/{}", folder(self.state.step), part.file);
+            let file = format!("{}/{}", folder(self.state.step()), part.file);
             let begun = Instant::now();
             let bytes = self.root.get(&file).await?;
             get += begun.elapsed().as_secs_f64();
@@ -162,6 +162,21 @@ impl Store<'_> {
         times.put.add(put);
         Ok(())
     }
+}
+
+/// A copy into memory that is there, and the copy that the next update makes of a state in host
+/// memory while a checkpoint still reads it.
+fn copies(state: &TrainState, mut target: TrainState, times: &mut Times) {
+    let begun = Instant::now();
+    target.parameters.copy_from_slice(&state.parameters);
+    target.exp_avg.copy_from_slice(&state.exp_avg);
+    target.exp_avg_sq.copy_from_slice(&state.exp_avg_sq);
+    std::hint::black_box(&target);
+    times.copy.add(begun.elapsed().as_secs_f64());
+    drop(target);
+    let begun = Instant::now();
+    std::hint::black_box(state.clone());
+    times.stall.add(begun.elapsed().as_secs_f64());
 }
 
 fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Store<'_>) {
@@ -198,13 +213,24 @@ fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Sto
         let words = format!("{}, {name}", rate(floor));
         report.row(what, rate(time), words, floor / time);
     }
-    let stall = times.stall.median();
+    let (what, waited, why) = match bench.apart {
+        None => (
+            "stall of a step",
+            &times.stall,
+            "stall: the copy that the next update makes while a checkpoint still reads the state; all \
+             else runs beside training",
+        ),
+        Some(_) => (
+            "device to host",
+            &times.fetch,
+            "device to host: the device's queue waits while the state is read, once per checkpoint; \
+             all else runs beside training",
+        ),
+    };
+    let waited = waited.median();
     let floor = format!("{}, memcpy", seconds(copy));
-    report.row("stall of a step", seconds(stall), floor, stall / copy);
-    report.note(
-        "stall: the copy that the next update makes while a checkpoint still reads the state; \
-         all else runs beside training",
-    );
+    report.row(what, seconds(waited), floor, waited / copy);
+    report.note(why);
     report.json("bytes", bytes);
     for (key, rounds) in [
         ("store_seconds", &times.store),
@@ -212,9 +238,9 @@ fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Sto
         ("put_seconds", &times.put),
         ("get_seconds", &times.get),
         ("memcpy_seconds", &times.copy),
-        ("stall_seconds", &times.stall),
     ] {
         report.json(key, rounds.median());
     }
+    report.json("stall_seconds", waited);
     report.print();
 }

@@ -2,6 +2,7 @@
 //! shards from the same store.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
@@ -60,23 +61,36 @@ pub async fn run(arguments: DataArguments) -> anyhow::Result<()> {
         }
     };
     let plane = tokio::task::spawn_blocking(planes).await??;
-    let plane = std::sync::Arc::new(plane);
+    let plane = Arc::new(plane);
     let (warm_up, steps, lane) = (arguments.warm_up, arguments.steps, arguments.lane);
-    let (mut times, mut raws) = (Rounds::default(), Rounds::default());
+    let (mut times, mut alone, mut raws) = Default::default();
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+    let one = Arc::new(one);
     let mut pairs = 0;
     raw(&root, &manifest).await?;
     for step in 0..warm_up + steps {
-        let plane = std::sync::Arc::clone(&plane);
+        let again = Arc::clone(&plane);
+        let plane = Arc::clone(&plane);
         let begun = Instant::now();
         let batches = tokio::task::spawn_blocking(move || plane.lane_step(step, lane)).await??;
         if step >= warm_up {
-            times.add(begun.elapsed().as_secs_f64());
+            Rounds::add(&mut times, begun.elapsed().as_secs_f64());
             pairs = batches.iter().map(|batch| batch.pairs).sum();
-            raws.add(raw(&root, &manifest).await?);
+            let (plane, one) = (Arc::clone(&again), Arc::clone(&one));
+            let begun = Instant::now();
+            let single = move || one.install(|| plane.lane_step(step, lane));
+            let same = tokio::task::spawn_blocking(single).await??;
+            Rounds::add(&mut alone, begun.elapsed().as_secs_f64());
+            ensure!(
+                same == batches,
+                "step {step}: read again, a lane has other pairs"
+            );
+            Rounds::add(&mut raws, raw(&root, &manifest).await?);
         }
     }
     let made = Made {
         times,
+        alone,
         raws,
         pairs,
         bytes: manifest.shards.iter().map(|shard| shard.bytes).sum(),
@@ -107,6 +121,8 @@ async fn raw(root: &Root, manifest: &Manifest) -> anyhow::Result<f64> {
 struct Made {
     /// Seconds of a lane's step.
     times: Rounds,
+    /// The same with one thread.
+    alone: Rounds,
     /// Seconds of reading all shards.
     raws: Rounds,
     /// Of a lane's step.
@@ -132,8 +148,8 @@ impl Made {
             ),
         );
         report.note(format!(
-            "medians of {} steps and as many raw reads in turn; {} steps before them fill the cache, \
-             and one raw read; a shard is read from memory once it was opened",
+            "medians of {} steps, each with all cores, with one, and a raw read in turn; {} unmeasured \
+             before them fill the cache; a shard is read from memory once it was opened",
             arguments.steps, arguments.warm_up
         ));
         let time = self.times.median();
@@ -148,8 +164,8 @@ impl Made {
             floor,
             samples / raw_samples,
         );
-        let per_core = samples / cores as f64;
-        report.row("samples per core", format!("{per_core:.1} /s"), "", None);
+        let per_core = self.pairs as f64 / self.alone.median();
+        report.row("samples, one core", format!("{per_core:.1} /s"), "", None);
         let rate = self.bytes as f64 / raw;
         report.row(
             "bytes of shards",

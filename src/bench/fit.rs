@@ -10,14 +10,16 @@ use serde_json::{Value, json};
 
 use super::ladder::{Figures, Outcome, Rung, divisors, fastest, go_on};
 use super::run_file;
-use super::step::StepArguments;
+use super::step::{StepArguments, on_host};
 use super::table::{gigabytes, seconds};
 use super::timing::available_bytes;
 use super::worker::predicted_bytes;
 
 /// What a process says that has not enough memory, in lower case.
-const TOO_LARGE: [&str; 4] = [
+const TOO_LARGE: [&str; 6] = [
     "out of memory",
+    "out of device memory",
+    "can't allocate buffer",
     "out_of_memory",
     "outofmemory",
     "memory allocation of",
@@ -38,7 +40,7 @@ pub fn run(arguments: &StepArguments) -> anyhow::Result<()> {
     // Any case of the ladder is valid or none.
     settings.push("batch.device_batch=1".into());
     let config = arguments.case.load(&settings)?;
-    let on_host = config.run.device == "cpu";
+    let on_host = on_host(&config);
     let free = if on_host { available_bytes() } else { None };
     let limit = arguments.memory_bytes.or(free);
     println!(
@@ -145,7 +147,11 @@ fn judge(output: &Output) -> anyhow::Result<Outcome> {
     });
     match telling {
         Some(line) => Ok(Outcome::TooLarge(line.trim().to_owned())),
-        None => bail!("a case ended with {}: {}", output.status, said.trim()),
+        None => bail!(
+            "a case ended with {}: {}",
+            output.status,
+            said.trim().trim_start_matches("error: ")
+        ),
     }
 }
 
@@ -159,7 +165,7 @@ fn figures(line: &str) -> anyhow::Result<Figures> {
     };
     let device = parsed["device_peak_bytes"].as_u64();
     let host = parsed["host_peak_bytes"].as_u64();
-    let on_host = parsed["device"] == "cpu";
+    let on_host = parsed["device_peak_bytes"].is_null();
     Ok(Figures {
         seconds: number("seconds")?,
         samples_per_second: number("samples_per_second")?,

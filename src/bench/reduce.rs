@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use belfry_collective::{Endpoint, Limits, Member, Reduce};
 use belfry_model::floor::{Staging, staging};
+use belfry_model::on_host;
 use belfry_proto::LaneRange;
 use belfry_proto::lanes::{cut, maximal_nodes};
 use belfry_worker::open_device;
@@ -32,7 +33,7 @@ pub struct ReduceArguments {
     /// Workers that sum.
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: u32,
-    /// Floats of a gradient in millions; ManagerTower-BASE has 399.
+    /// Floats of a gradient in millions; ManagerTower-BASE has 378.
     #[arg(long, value_name = "N", default_value_t = 16)]
     millions: usize,
     /// Lanes of the tree.
@@ -116,13 +117,17 @@ pub async fn run(arguments: ReduceArguments) -> anyhow::Result<()> {
     }
     let memcpy = copies.median();
     let floor = || format!("{}/s, memcpy", gigabytes(memcpy));
-    for (what, key, rate) in [
-        ("host to device", "to_device_bytes_per_second", up.median()),
-        ("device to host", "to_host_bytes_per_second", down.median()),
-    ] {
-        let what = format!("{what}, {}", arguments.device);
-        report.row(&what, gigabytes(rate) + "/s", floor(), rate / memcpy);
-        report.json(key, rate);
+    if on_host(&device) {
+        report.row("staging", "none: the host's memory".into(), floor(), None);
+    } else {
+        for (what, key, rate) in [
+            ("host to device", "to_device_bytes_per_second", up.median()),
+            ("device to host", "to_host_bytes_per_second", down.median()),
+        ] {
+            let what = format!("{what}, {}", arguments.device);
+            report.row(&what, gigabytes(rate) + "/s", floor(), rate / memcpy);
+            report.json(key, rate);
+        }
     }
     report.json("memcpy_bytes_per_second", memcpy);
     report.print();

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure};
 use belfry_configs::ValidConfig;
-use belfry_model::floor::{Memory, Precision, Products, reserved_bytes};
+use belfry_model::floor::{MatrixProducts, Memory, reserved_bytes};
 use clap::Args;
 
 use super::table::{Report, gigabytes, seconds};
 use super::timing::{Rounds, peak_bytes, reset_peak};
-use super::worker::{Rehearsal, precision, predicted_bytes};
+use super::worker::{Rehearsal, predicted_bytes};
 use super::{Case, fit, trace};
 
 /// Arguments of `belfry bench step`.
@@ -103,6 +103,11 @@ pub(super) fn title(what: &str, arguments: &StepArguments, config: &ValidConfig)
     )
 }
 
+/// Whether the device's memory is the host's.
+pub(super) fn on_host(config: &ValidConfig) -> bool {
+    !config.run.device.starts_with("cuda")
+}
+
 /// What was measured.
 struct Measured {
     times: Rounds,
@@ -135,7 +140,7 @@ fn measure(arguments: &StepArguments, config: &ValidConfig) -> anyhow::Result<Me
     time(&mut worker)?;
     // Before the floors take their own.
     let (host_peak, device_peak) = (peak_bytes(), reserved_bytes(&worker.device));
-    let floor = Products::new(&worker.device, precision(config))?;
+    let floor = MatrixProducts::new(&worker.device, config.precision.matmul)?;
     let bandwidth = Memory::new(&worker.device);
     let (mut products, mut memory) = (Rounds::default(), Rounds::default());
     // Unmeasured: the device compiles.
@@ -157,7 +162,7 @@ fn measure(arguments: &StepArguments, config: &ValidConfig) -> anyhow::Result<Me
         pairs: worker.pairs(),
         host_peak,
         device_peak,
-        sha256: worker.parameters_sha256(),
+        sha256: worker.parameters_sha256()?,
     })
 }
 
@@ -171,6 +176,7 @@ impl Measured {
         self.speed(&mut report, arguments, config);
         self.memory(&mut report, config)?;
         report.json("device", config.run.device.as_str());
+        report.json("matmul", config.precision.matmul.name());
         report.json("device_batch", config.batch.device_batch);
         report.json("micro_batch", config.batch.micro_batch);
         report.json("pairs", self.pairs as u64);
@@ -190,10 +196,7 @@ impl Measured {
         report.row("samples", format!("{samples:.3} /s"), "", None);
         let tflops = |macs: f64| 2.0 * macs / 1e12;
         let reached = tflops(self.work) / time;
-        let kind = match precision(config) {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        };
+        let kind = config.precision.matmul.name();
         let floor = format!(
             "{:.3} TFLOP/s, {kind} products of {} rows",
             tflops(rate),
@@ -232,7 +235,7 @@ impl Measured {
 
     fn memory(&self, report: &mut Report, config: &ValidConfig) -> anyhow::Result<()> {
         let predicted = predicted_bytes(config)?;
-        let on_host = config.run.device == "cpu";
+        let on_host = on_host(config);
         let beside = |wanted: bool, peak: Option<u64>| {
             let peak = peak.filter(|_| wanted);
             peak.map(|peak| peak as f64 / predicted as f64)

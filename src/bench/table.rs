@@ -90,7 +90,10 @@ impl Report {
         };
         line(heads, "ratio");
         for row in &self.rows {
-            let ratio = row.ratio.map_or(String::new(), |r| format!("{r:.2}"));
+            let ratio = row.ratio.map_or(String::new(), |r| match r {
+                r if r < 0.1 => format!("{r:.4}"),
+                r => format!("{r:.2}"),
+            });
             line([&row.what, &row.measured, &row.floor], &ratio);
         }
         text

@@ -202,7 +202,7 @@ pub fn run(arguments: &StepArguments, config: &ValidConfig) -> anyhow::Result<()
         "{}",
         json!({
             "bench": "trace", "seconds": unseen.median(), "seconds_traced": watched.median(),
-            "phase_seconds": phases, "parameters_sha256": worker.parameters_sha256(),
+            "phase_seconds": phases, "parameters_sha256": worker.parameters_sha256()?,
         })
     );
     Ok(())

@@ -8,17 +8,20 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use belfry_configs::rng::{Key, Purpose};
-use belfry_configs::{Task, ValidConfig};
-use belfry_model::floor::Precision;
+use belfry_configs::{CPU_APART, Task, ValidConfig};
 use belfry_model::phase::{PHASES, Phase};
 use belfry_model::size::{modules, state_bytes, total, training_activation_bytes};
-use belfry_model::{Device, Draws, ManagerTower, PretrainBatch, Weights, fill_normal, on_host};
+use belfry_model::{
+    Device, Draws, Gradient, GradientSum, ManagerTower, PretrainBatch, PretrainReports, Weights,
+    fill_normal,
+};
 use belfry_proto::{LaneRange, v1};
+use belfry_worker::held::{HeldState, Place};
 use belfry_worker::open_device;
 use belfry_worker::optimizer::AdamW;
 use belfry_worker::partials::Partials;
-use belfry_worker::state::{Parameters, TrainState, optimizer};
-use tracing::trace_span;
+use belfry_worker::state::{TrainState, optimizer};
+use tracing::{Span, trace_span};
 
 /// Every seventh token is to be predicted: 15 percent of those that are no special ones.
 const TOKENS_PER_MASK: usize = 7;
@@ -31,9 +34,9 @@ pub struct Rehearsal {
     config: ValidConfig,
     tower: ManagerTower,
     optimizer: AdamW,
-    state: Arc<TrainState>,
-    /// Of a device that holds copies; let go when the next are made.
-    weights: Option<Weights>,
+    state: Arc<HeldState>,
+    /// Of a device of its own: the leaves of one step.
+    weights: Option<(u64, Weights)>,
     /// Device batches of one lane; every lane has the same.
     batches: Vec<PretrainBatch>,
     lanes: u32,
@@ -55,15 +58,17 @@ impl Rehearsal {
         let tower = ManagerTower::new(&config.model, config.data.text_len as usize)?;
         let parameters = tower.table().init(config.run.seed);
         let moments = vec![0.0; parameters.len()];
+        let place = Place::new(&device, config.run.device == CPU_APART);
+        let state = place.hold(TrainState {
+            step: 0,
+            parameters,
+            exp_avg: moments.clone(),
+            exp_avg_sq: moments,
+        });
         Ok(Rehearsal {
             optimizer: optimizer(config, &tower),
             batches: lane_batches(config),
-            state: Arc::new(TrainState {
-                step: 0,
-                parameters,
-                exp_avg: moments.clone(),
-                exp_avg_sq: moments,
-            }),
+            state: Arc::new(state),
             weights: None,
             config: config.clone(),
             device,
@@ -74,74 +79,88 @@ impl Rehearsal {
 
     /// One step.
     pub fn step(&mut self) -> anyhow::Result<()> {
-        let device = self.device.clone();
-        let _rest = Phase::begin(trace_span!(target: PHASES, "other"), &device);
+        let _rest = self.phase(trace_span!(target: PHASES, "other"));
         let whole = LaneRange {
             start: 0,
             end: self.lanes,
         };
         let mut partials = Partials::new(self.lanes);
+        let mut reports = Vec::new();
         for lane in 0..self.lanes {
-            let gradient = self.lane(lane)?;
-            let _fold = Phase::begin(trace_span!(target: PHASES, "fold and mean"), &device);
+            let gradient = self.lane(lane, &mut reports)?;
+            let _fold = self.phase(trace_span!(target: PHASES, "fold"));
             let report = v1::LaneReport {
                 lane,
                 ..Default::default()
             };
-            partials.insert(report, gradient, &[whole]);
+            partials.insert(report, gradient, &[whole])?;
         }
+        self.check(reports)?;
+        let staging = self.phase(trace_span!(target: PHASES, "gradient to host"));
         let nodes = partials.complete(&[whole]).context("a lane is missing")?;
-        let folding = Phase::begin(trace_span!(target: PHASES, "fold and mean"), &device);
+        let sum = nodes[&whole].clone().read()?;
+        drop(staging);
+        let dividing = self.phase(trace_span!(target: PHASES, "mean"));
         let count = (self.lanes * self.config.micro_batches_per_lane()) as f32;
-        let mean: Vec<f32> = nodes[&whole].iter().map(|sum| sum / count).collect();
-        drop(folding);
-        let _update = Phase::begin(trace_span!(target: PHASES, "optimizer"), &device);
-        Arc::make_mut(&mut self.state).update(&self.optimizer, &mean);
+        let mean: Vec<f32> = sum.iter().map(|sum| sum / count).collect();
+        drop(dividing);
+        let _update = self.phase(trace_span!(target: PHASES, "optimizer"));
+        HeldState::update(&mut self.state, &self.optimizer, &mean);
         // What is still under way on the device belongs to this step.
-        device.sync().context("the device failed")
+        self.device.sync().context("the device failed")
     }
 
-    fn lane(&mut self, lane: u32) -> anyhow::Result<Vec<f32>> {
-        let step = self.state.step;
-        let weights = self.weights(lane)?;
+    fn phase(&self, span: Span) -> Phase {
+        Phase::begin(span, &self.device)
+    }
+
+    fn lane(&mut self, lane: u32, reports: &mut Vec<PretrainReports>) -> anyhow::Result<Gradient> {
+        let step = self.state.step();
+        let weights = self.weights()?;
         let root = Key::new(self.config.run.seed, Purpose::Dropout)
             .with(step)
             .with(u64::from(lane));
-        let mut gradient = vec![0.0; self.tower.table().elements()];
+        let mut sum = GradientSum::new(&weights);
         let mut first = 0;
         for batch in &self.batches {
             let keys: Vec<Key> = (0..batch.micro_batches as u64)
                 .map(|i| root.with(first + i))
                 .collect();
             first += keys.len() as u64;
-            let draws = Draws::Keys(&keys);
-            let reports = self
-                .tower
-                .pretrain_gradient(&weights, batch, draws, &mut gradient)
-                .with_context(|| format!("step {step}, lane {lane}"))?;
-            for report in reports {
-                let finite = report.mlm_loss.is_finite() && report.itm_loss.is_finite();
-                ensure!(finite, "step {step}, lane {lane}: a loss is not finite");
-            }
+            let (draws, target) = (Draws::Keys(&keys), (&mut sum).into());
+            let report = self.tower.pretrain_step(&weights, batch, draws, target);
+            reports.push(report.with_context(|| format!("step {step}, lane {lane}"))?);
         }
-        Ok(gradient)
+        let _flat = self.phase(trace_span!(target: PHASES, "gradient collection"));
+        Ok(sum.finish())
     }
 
-    /// As the worker has them: read in place on the host, else copied once per step.
-    fn weights(&mut self, lane: u32) -> anyhow::Result<Weights> {
-        let table = self.tower.table();
-        if on_host(&self.device) {
-            let shared = Parameters(Arc::clone(&self.state));
-            return Ok(Weights::share(table, shared, &self.device)?);
+    /// Losses are read when all lanes are through, as in a worker.
+    fn check(&self, reports: Vec<PretrainReports>) -> anyhow::Result<()> {
+        let _phase = self.phase(trace_span!(target: PHASES, "losses to host"));
+        for report in reports {
+            for one in report.read()? {
+                let finite = one.mlm_loss.is_finite() && one.itm_loss.is_finite();
+                ensure!(finite, "step {}: a loss is not finite", self.state.step());
+            }
         }
-        if lane > 0
-            && let Some(weights) = &self.weights
+        Ok(())
+    }
+
+    /// As the worker has them: read in place on the host, else made once per step.
+    fn weights(&mut self) -> anyhow::Result<Weights> {
+        let step = self.state.step();
+        if let Some((made, weights)) = &self.weights
+            && *made == step
         {
             return Ok(weights.clone());
         }
         self.weights = None;
-        let weights = Weights::load(table, &self.state.parameters, &self.device)?;
-        self.weights = Some(weights.clone());
+        let (table, matmul) = (self.tower.table(), self.config.precision.matmul);
+        let weights = self.state.weights(table, &self.device, matmul)?;
+        if !weights.on_host() {
+            self.weights = Some((step, weights.clone()));
+        }
         Ok(weights)
     }
 
@@ -168,8 +187,8 @@ impl Rehearsal {
     }
 
     /// SHA-256 of the parameters: steps that computed the same have the same.
-    pub fn parameters_sha256(&self) -> String {
-        self.state.parameters_sha256()
+    pub fn parameters_sha256(&self) -> anyhow::Result<String> {
+        Ok(self.state.host()?.parameters_sha256())
     }
 }
 
@@ -181,11 +200,6 @@ pub fn predicted_bytes(config: &ValidConfig) -> anyhow::Result<u64> {
     let state: u64 = state.iter().map(|(_, bytes)| bytes).sum();
     let pairs = u64::from(config.batch.micro_batch) * u64::from(config.batch.device_batch);
     Ok(state + training_activation_bytes(&config.model, text_len, pairs))
-}
-
-/// The numbers that the run's matrix products multiply.
-pub fn precision(_config: &ValidConfig) -> Precision {
-    Precision::F32
 }
 
 /// A state of the configured size whose numbers are no zeros.

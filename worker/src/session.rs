@@ -3,6 +3,7 @@
 //! Sockets, threads, files and clocks live here and in the rooms it calls; decisions live in
 //! [`crate::core`].
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -11,16 +12,19 @@ use std::time::Duration;
 
 use belfry_collective::{Endpoint, Limits, Member, Reduce};
 use belfry_configs::ValidConfig;
-use belfry_proto::{Digest, v1, v1::worker_message as up};
+use belfry_model::ManagerTower;
+use belfry_proto::{Digest, LaneRange, v1, v1::worker_message as up};
 use shard_tools::store::Root;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::core::{Core, Effect, Event, Exchange, Identity};
+use crate::core::{Core, Effect, Event, Exchange, Identity, LateReports};
 use crate::error::WorkerError;
+use crate::held::HeldState;
 use crate::link::Link;
 use crate::optimizer::AdamW;
+use crate::staging::{Staged, Staging};
 use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
 use crate::{checkpoint, fingerprint};
@@ -114,7 +118,8 @@ struct Shell {
     endpoint: Arc<Endpoint>,
     compute: Compute,
     optimizer: Arc<AdamW>,
-    state: Option<Arc<TrainState>>,
+    state: Option<Arc<HeldState>>,
+    staging: Staging,
     exchange: Option<JoinHandle<()>>,
     /// Number of the init, load or copy that is under way or was the last.
     acquisition: u64,
@@ -159,6 +164,7 @@ impl Shell {
             core: Core::new(identity),
             root: options.root,
             state: None,
+            staging: Staging::default(),
             exchange: None,
             acquisition: 0,
             acquiring: None,
@@ -179,6 +185,7 @@ impl Shell {
                 let state = self.state_of(step)?;
                 self.compute.submit(Job::Lane { lane, state })?;
             }
+            Effect::Stage { step, node, sum } => self.staging.begin(step, node, sum),
             Effect::Prefetch { step, lanes } => self.compute.data.prefetch(step, &lanes),
             Effect::Reduce(exchange) => self.reduce(exchange)?,
             Effect::AbortReduce => self.abort_reduce(),
@@ -210,8 +217,8 @@ impl Shell {
         Ok(None)
     }
 
-    fn state_of(&self, step: u64) -> Result<Arc<TrainState>, WorkerError> {
-        let state = self.state.as_ref().filter(|s| s.step == step);
+    fn state_of(&self, step: u64) -> Result<Arc<HeldState>, WorkerError> {
+        let state = self.state.as_ref().filter(|s| s.step() == step);
         state.cloned().ok_or_else(|| {
             WorkerError::Internal(format!(
                 "asked for the state of step {step}, which is not here"
@@ -238,40 +245,48 @@ impl Shell {
             })
             .collect::<Result<Vec<_>, WorkerError>>()?;
         let (generation, step) = (exchange.generation, exchange.step);
+        let lanes: Vec<u32> = exchange
+            .partials
+            .keys()
+            .flat_map(|n| n.start..n.end)
+            .collect();
+        let late = self.late_reports(step, lanes)?;
+        let nodes = self.staging.staged(step, exchange.partials);
         let request = Reduce {
             generation,
             step,
             lanes: self.config.batch.lanes,
             rank: exchange.rank,
             members,
-            partials: exchange.partials,
+            partials: BTreeMap::new(),
             len: self.compute.model.table().elements(),
             divide_by: self.config.micro_batches(),
             bucket_len: BUCKET_LEN,
         };
         let (endpoint, events) = (Arc::clone(&self.endpoint), self.events.clone());
         self.exchange = Some(tokio::spawn(async move {
-            let event = match endpoint.all_reduce(request).await {
-                Ok(reduced) => Event::Reduced {
-                    generation,
-                    step,
-                    finite: reduced.sum.iter().all(|x| x.is_finite()),
-                    digest: Digest(reduced.digest),
-                    sum: reduced.sum,
-                },
-                Err(error) => {
-                    tracing::warn!(generation, step, %error, "the all-reduce failed");
-                    Event::ReduceFailed {
-                        generation,
-                        step,
-                        ranks: error.ranks(),
-                        detail: error.to_string(),
-                    }
-                }
-            };
+            let event = exchanged(&endpoint, request, nodes, late).await;
             let _ = events.send(event).await;
         }));
         Ok(())
+    }
+
+    /// What a device of its own still has to say of the step's lanes.
+    fn late_reports(
+        &self,
+        step: u64,
+        lanes: Vec<u32>,
+    ) -> Result<Option<oneshot::Receiver<Result<LateReports, String>>>, WorkerError> {
+        if !self.compute.place().is_apart() {
+            return Ok(None);
+        }
+        let (answer, late) = oneshot::channel();
+        self.compute.submit(Job::Reports {
+            step,
+            lanes,
+            answer,
+        })?;
+        Ok(Some(late))
     }
 
     fn apply(
@@ -285,9 +300,10 @@ impl Shell {
         self.endpoint.publish_state(None);
         self.state = None;
         let optimizer = Arc::clone(&self.optimizer);
+        self.staging.clear();
         let updated = tokio::task::block_in_place(move || {
             let mut state = state;
-            Arc::make_mut(&mut state).update(&optimizer, &sum);
+            HeldState::update(&mut state, &optimizer, &sum);
             state
         });
         self.hold(&updated);
@@ -299,7 +315,7 @@ impl Shell {
         Ok(())
     }
 
-    fn hold(&mut self, state: &Arc<TrainState>) {
+    fn hold(&mut self, state: &Arc<HeldState>) {
         self.state = Some(Arc::clone(state));
         self.endpoint
             .publish_state(Some(Arc::clone(state) as Arc<_>));
@@ -307,7 +323,7 @@ impl Shell {
 
     /// Writes checkpoint parts while training goes on; the shared state is copied by the next
     /// apply if this still reads it.
-    fn store_parts(&self, state: Arc<TrainState>, parts: Vec<u32>) {
+    fn store_parts(&self, state: Arc<HeldState>, parts: Vec<u32>) {
         let (root, events) = (self.root.clone(), self.events.clone());
         let model = Arc::clone(&self.compute.model);
         let total = self.config.checkpoint.parts;
@@ -316,7 +332,7 @@ impl Shell {
                 let table = model.table();
                 let stored = checkpoint::store_part(&root, &state, table, part, total).await;
                 if !stored.error.is_empty() {
-                    tracing::error!(step = state.step, part, error = stored.error);
+                    tracing::error!(step = state.step(), part, error = stored.error);
                 }
                 let report = Event::Report(up::Body::PartStored(stored));
                 if events.send(report).await.is_err() {
@@ -341,10 +357,12 @@ impl Shell {
         self.acquisition += 1;
         let acquisition = self.acquisition;
         let arrivals = self.arrivals.clone();
+        let place = self.compute.place().clone();
         self.acquiring = Some(tokio::spawn(async move {
             let result = acquire.await.and_then(|state| {
                 if state.step == step {
-                    return Ok((state.digest(), Arc::new(state)));
+                    let digest = state.digest();
+                    return Ok((digest, Arc::new(place.hold(state))));
                 }
                 let held = state.step;
                 Err(WorkerError::Ended(format!(
@@ -408,17 +426,13 @@ impl Shell {
         let model = Arc::clone(&self.compute.model);
         let positions = self.config.model.text.positions;
         tokio::spawn(async move {
-            let table = model.table();
-            let (file, error) = match checkpoint::export(&root, &state, table, positions).await {
-                Ok(file) => (file, String::new()),
-                Err(error) => (String::new(), error.to_string()),
-            };
-            let exported = v1::Exported {
-                step,
-                parameters_sha256: state.parameters_sha256(),
-                optimizer_sha256: state.optimizer_sha256(),
-                file,
-                error,
+            let exported = match exported(&root, &state, &model, positions).await {
+                Ok(exported) => exported,
+                Err(error) => v1::Exported {
+                    step,
+                    error: error.to_string(),
+                    ..Default::default()
+                },
             };
             let _ = events
                 .send(Event::Report(up::Body::Exported(exported)))
@@ -428,11 +442,71 @@ impl Shell {
     }
 }
 
+/// Waits for the device, brings the nodes to the exchange and sums them with the others'.
+async fn exchanged(
+    endpoint: &Arc<Endpoint>,
+    mut request: Reduce,
+    nodes: BTreeMap<LaneRange, Staged>,
+    late: Option<oneshot::Receiver<Result<LateReports, String>>>,
+) -> Event {
+    let (generation, step) = (request.generation, request.step);
+    let mut reports = LateReports::default();
+    if let Some(late) = late {
+        match late.await {
+            Ok(Ok(late)) => reports = late,
+            Ok(Err(error)) => return Event::Failed(error),
+            Err(_) => return Event::Failed(format!("step {step}: the compute thread is gone")),
+        }
+    }
+    for (node, staged) in nodes {
+        match staged.await {
+            Ok(values) => request.partials.insert(node, values),
+            Err(error) => return Event::Failed(format!("step {step}, lanes {node}: {error}")),
+        };
+    }
+    match endpoint.all_reduce(request).await {
+        Ok(reduced) => Event::Reduced {
+            generation,
+            step,
+            finite: reduced.sum.iter().all(|x| x.is_finite()),
+            digest: Digest(reduced.digest),
+            sum: reduced.sum,
+            late: reports,
+        },
+        Err(error) => {
+            tracing::warn!(generation, step, %error, "the all-reduce failed");
+            Event::ReduceFailed {
+                generation,
+                step,
+                ranks: error.ranks(),
+                detail: error.to_string(),
+            }
+        }
+    }
+}
+
+/// Writes the export and says what it is.
+async fn exported(
+    root: &Root,
+    state: &HeldState,
+    model: &ManagerTower,
+    positions: u32,
+) -> Result<v1::Exported, WorkerError> {
+    let state = state.host()?;
+    Ok(v1::Exported {
+        step: state.step,
+        file: checkpoint::export(root, state, model.table(), positions).await?,
+        parameters_sha256: state.parameters_sha256(),
+        optimizer_sha256: state.optimizer_sha256(),
+        error: String::new(),
+    })
+}
+
 /// The outcome of an init, load or copy.
 struct Arrival {
     acquisition: u64,
     step: u64,
-    result: Result<(Digest, Arc<TrainState>), WorkerError>,
+    result: Result<(Digest, Arc<HeldState>), WorkerError>,
 }
 
 fn clock_nanos() -> u32 {

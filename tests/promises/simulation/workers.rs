@@ -11,6 +11,21 @@ use super::world::{Exchange, Happening, Session, Worker, World, address};
 /// Longest that a member waits for a peer that lives but does not begin.
 const START_TIMEOUT_MS: u64 = 30_000;
 
+/// Every other worker has a device that tells its losses only when it is waited for.
+fn is_apart(worker: usize) -> bool {
+    worker % 2 == 1
+}
+
+fn lane_report(lane: u32) -> v1::LaneReport {
+    v1::LaneReport {
+        lane,
+        pairs: 1,
+        mlm_loss: f64::from(lane) * 0.1,
+        pairs_digest: Digest(u128::from(lane) + 1).to_bytes(),
+        ..Default::default()
+    }
+}
+
 impl World {
     pub(super) fn start_worker(&mut self, worker: usize) {
         if self.workers[worker].core.is_some() {
@@ -117,22 +132,22 @@ impl World {
                 let done = self.workers[worker].device_free_at.max(self.now) + cost;
                 self.workers[worker].device_free_at = done;
                 self.lanes_computed += 1;
-                let report = v1::LaneReport {
-                    lane,
-                    pairs: 1,
-                    mlm_loss: f64::from(lane) * 0.1,
-                    pairs_digest: Digest(u128::from(lane) + 1).to_bytes(),
-                    ..Default::default()
+                let report = match is_apart(worker) {
+                    true => v1::LaneReport {
+                        lane,
+                        ..Default::default()
+                    },
+                    false => lane_report(lane),
                 };
                 let event = work::Event::LaneDone {
                     step,
                     report,
-                    gradient: gradient(state, lane),
+                    gradient: gradient(state, lane).into(),
                     seconds: cost as f64 / 1000.0,
                 };
                 self.after(done - self.now, Happening::Worker(worker, life, event));
             }
-            E::Prefetch { .. } => {}
+            E::Prefetch { .. } | E::Stage { .. } => {}
             E::Reduce(exchange) => self.join(worker, exchange),
             E::AbortReduce => self.leave_exchanges(worker, Vec::new()),
             E::Apply {
@@ -250,7 +265,10 @@ impl World {
         }
         assert_eq!(exchange.members, request.members, "members agree");
         exchange.joined.insert(request.rank, (worker, life));
-        exchange.parts.extend(request.partials);
+        for (node, sum) in request.partials {
+            let sum = sum.read().expect("simulated gradients are on the host");
+            exchange.parts.insert(node, sum);
+        }
         let dead: Vec<u32> = (0..exchange.members.len())
             .filter(|rank| {
                 let address = &exchange.members[*rank].0;
@@ -268,14 +286,25 @@ impl World {
         }
         if exchange.joined.len() == exchange.members.len() {
             let sum = tree_sum(root(self.sizes.lanes), &exchange.parts).expect("nodes tile");
-            let joined: Vec<(usize, u64)> = exchange.joined.values().copied().collect();
-            for (worker, life) in joined {
+            let joined: Vec<(usize, (usize, u64))> =
+                exchange.joined.iter().map(|(r, w)| (*r, *w)).collect();
+            let members = exchange.members.clone();
+            for (rank, (worker, life)) in joined {
+                let lanes = members[rank].1.iter().flat_map(|n| n.start..n.end);
+                let late = match is_apart(worker) {
+                    true => work::LateReports {
+                        reports: lanes.map(lane_report).collect(),
+                        seconds: 0.01,
+                    },
+                    false => work::LateReports::default(),
+                };
                 let event = work::Event::Reduced {
                     generation: id.0,
                     step: id.1,
                     digest: digest(&sum),
                     sum: sum.clone(),
                     finite: true,
+                    late,
                 };
                 let delay = 1 + self.below(40);
                 self.after(delay, Happening::Worker(worker, life, event));

@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use belfry_configs::Matmul;
 use belfry_configs::rng::{Key, Purpose};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -15,30 +16,21 @@ use crate::weights::{on_host, read};
 /// Bytes of an f32.
 const F32: usize = 4;
 
-/// What a floor's numbers are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// 32-bit floats, as the library multiplies them.
-    F32,
-    /// bfloat16 factors and result.
-    Bf16,
-}
-
 /// Large square matrices, multiplied again and again: each product needs the one before it.
-pub struct Products {
+pub struct MatrixProducts {
     left: Tensor<2>,
     right: Tensor<2>,
     side: usize,
     repeats: usize,
 }
 
-impl Products {
+impl MatrixProducts {
     /// Two random matrices: numbers that are all alike would let a chip run faster than it does on
     /// real ones. 1024 rows on the host, 4096 elsewhere, where smaller ones do not fill the chip.
     ///
     /// # Errors
     /// [`ModelError::Device`] if the device has no such numbers.
-    pub fn new(device: &Device, precision: Precision) -> Result<Self, ModelError> {
+    pub fn new(device: &Device, matmul: Matmul) -> Result<Self, ModelError> {
         let (side, repeats) = if on_host(device) {
             (1024, 2)
         } else {
@@ -47,20 +39,14 @@ impl Products {
         let inner = device.clone().without_autodiff();
         let matrix = |name: &str, std: f32| {
             let matrix = Tensor::<2>::from_data(normals(name, std, [side, side]), &inner);
-            match precision {
-                Precision::F32 => matrix,
-                Precision::Bf16 => matrix.cast(DType::BF16),
+            match matmul {
+                Matmul::F32 | Matmul::Tf32 => matrix,
+                Matmul::Bf16 => matrix.cast(DType::BF16),
             }
         };
-        if precision == Precision::Bf16 && !inner.supports_dtype(DType::BF16) {
-            return Err(ModelError::Device {
-                what: "bf16 matrix products",
-                reason: "the device has none".into(),
-            });
-        }
         // The product of a row of normals with a column of this spread has their own spread.
         let spread = (side as f32).sqrt().recip();
-        Ok(Products {
+        Ok(MatrixProducts {
             left: matrix("left", 1.0),
             right: matrix("right", spread),
             side,
@@ -195,7 +181,7 @@ mod tests {
     #[test]
     fn the_host_has_rates_and_no_pool() {
         let device = Device::flex().autodiff();
-        let products = Products::new(&device, Precision::F32).unwrap();
+        let products = MatrixProducts::new(&device, Matmul::F32).unwrap();
         assert!(products.rate().unwrap() > 1e6);
         assert!(Memory::new(&device).rate().unwrap() > 1e6);
         let staging = staging(&device, &[1.0, 2.0, 3.0]).unwrap();

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use belfry_model::Gradient;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, lanes};
 
@@ -44,11 +45,11 @@ pub enum Event {
     LinkDown,
     /// The coordinator said something.
     Message(down::Body),
-    /// A lane's gradient is there.
+    /// A lane's gradient is there, or will be: a device may still be computing it.
     LaneDone {
         step: u64,
         report: v1::LaneReport,
-        gradient: Vec<f32>,
+        gradient: Gradient,
         seconds: f64,
     },
     /// The all-reduce of this generation finished.
@@ -58,6 +59,8 @@ pub enum Event {
         sum: Vec<f32>,
         digest: Digest,
         finite: bool,
+        /// Of lanes whose losses the device gave only now, and the time that it took for all.
+        late: LateReports,
     },
     /// The all-reduce of this generation failed on these ranks.
     ReduceFailed {
@@ -80,6 +83,15 @@ pub enum Event {
     Shutdown,
 }
 
+/// What a device says of lanes when it is waited for: before the exchange, once per step.
+#[derive(Clone, Debug, Default)]
+pub struct LateReports {
+    /// Complete reports; they replace those that came with the gradients.
+    pub reports: Vec<v1::LaneReport>,
+    /// Time of the device since it was last waited for.
+    pub seconds: f64,
+}
+
 /// Something to do.
 #[derive(Debug)]
 pub enum Effect {
@@ -89,6 +101,12 @@ pub enum Effect {
     Reconnect,
     /// Compute one lane's gradient at the present state.
     Compute { step: u64, lane: u32 },
+    /// A node that this worker brings to the exchange is complete: have it where the exchange reads.
+    Stage {
+        step: u64,
+        node: LaneRange,
+        sum: Gradient,
+    },
     /// These lanes will be wanted at `step`.
     Prefetch { step: u64, lanes: Vec<u32> },
     /// Start the all-reduce of this generation; a running one is dropped.
@@ -127,7 +145,7 @@ pub struct Exchange {
     /// Addresses and nodes by rank.
     pub members: Vec<(String, Vec<LaneRange>)>,
     /// The nodes that this worker brings.
-    pub partials: BTreeMap<LaneRange, Arc<Vec<f32>>>,
+    pub partials: BTreeMap<LaneRange, Gradient>,
 }
 
 /// The reduced gradient of the open step.
@@ -260,8 +278,11 @@ impl Core {
                 sum,
                 digest,
                 finite,
+                late,
             } => {
                 if self.exchanging(generation, step) {
+                    self.compute_seconds += late.seconds;
+                    self.partials.complete_reports(late.reports);
                     self.reduced(sum, digest, finite, &mut effects);
                 }
             }
@@ -529,7 +550,7 @@ impl Core {
         &mut self,
         step: u64,
         report: v1::LaneReport,
-        gradient: Vec<f32>,
+        gradient: Gradient,
         seconds: f64,
         effects: &mut Vec<Effect>,
     ) {
@@ -543,7 +564,14 @@ impl Core {
         {
             self.compute_seconds += seconds;
             self.lanes_done += 1;
-            self.partials.insert(report, gradient, &m.nodes_now);
+            match self.partials.insert(report, gradient, &m.nodes_now) {
+                Ok(Some((node, sum))) => effects.push(Effect::Stage { step, node, sum }),
+                Ok(None) => {}
+                Err(error) => {
+                    effects.extend(self.apply(Event::Failed(format!("step {step}: {error}"))));
+                    return;
+                }
+            }
         }
         self.proceed(effects);
     }
