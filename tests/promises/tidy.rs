@@ -38,6 +38,8 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "belfry-coordinator",
             "belfry-worker",
             "belfry-model",
+            "belfry-data",
+            "belfry-collective",
         ],
     ),
 ];

@@ -6,7 +6,7 @@
 //! `checkpoint` (the state made durable); `weights` brings in what a run begins with. `session` is
 //! the shell around them, `link` the line to the coordinator.
 
-mod checkpoint;
+pub mod checkpoint;
 pub mod core;
 mod error;
 mod export;
@@ -17,7 +17,7 @@ mod link;
 pub mod memory;
 pub mod optimizer;
 mod optimizer_on_device;
-mod partials;
+pub mod partials;
 mod session;
 mod staging;
 pub mod state;
@@ -29,3 +29,4 @@ pub use export::{checkpoint_parameters, export_checkpoint};
 pub use fingerprint::fingerprint;
 pub use inspect::inspect;
 pub use session::{WorkerOptions, run};
+pub use train_step::open_device;

@@ -125,7 +125,10 @@ impl Compute {
 }
 
 /// The device of `run.device`, ready for gradients.
-fn open_device(name: &str) -> Result<Device, WorkerError> {
+///
+/// # Errors
+/// [`WorkerError::Device`], saying what is missing.
+pub fn open_device(name: &str) -> Result<Device, WorkerError> {
     let Some(index) = name.strip_prefix("cuda:") else {
         return Ok(Device::flex().autodiff());
     };

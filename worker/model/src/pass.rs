@@ -10,6 +10,7 @@ use crate::gradient::Target;
 use crate::inspect::Observer;
 use crate::manager::Aggregated;
 use crate::params::ParamId;
+use crate::phase::phase;
 use crate::product::Products;
 use crate::weights::{Weights, read};
 
@@ -127,6 +128,7 @@ impl<'a> Pass<'a> {
 
     /// A constant from the host.
     pub fn constant<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        let _phase = phase!(self.weights.device(), "copies to device");
         Tensor::from_data(TensorData::new(values, shape), self.weights.device())
     }
 
@@ -144,7 +146,9 @@ impl<'a> Pass<'a> {
             return None;
         }
         let len = shape.iter().product();
+        let drawing = phase!(self.weights.device(), "masks and noise");
         let mask = dropout_mask(keys, self.number, &dropout.site, dropout.rate, len);
+        drop(drawing);
         Some(self.constant(mask, shape))
     }
 
@@ -166,6 +170,7 @@ impl<'a> Pass<'a> {
         shape: [usize; 3],
     ) -> Option<Vec<Tensor<3>>> {
         let len: usize = shape.iter().product();
+        let drawing = phase!(self.weights.device(), "masks and noise");
         let parts = match self.draws {
             Draws::Off => return None,
             Draws::Keys(keys) => manager_noise(keys, self.number, site, experts, len),
@@ -175,6 +180,7 @@ impl<'a> Pass<'a> {
                 (0..experts).map(cut).collect()
             }
         };
+        drop(drawing);
         Some(
             parts
                 .into_iter()
@@ -193,6 +199,8 @@ impl<'a> Pass<'a> {
         passes: &mut [(Pass, Gradients)],
         mut target: Target,
     ) -> Result<(), ModelError> {
+        let device = passes.first().map(|(pass, _)| pass.weights.device());
+        let _phase = device.map(|device| phase!(device, "gradient collection"));
         for (pass, gradients) in &mut *passes {
             for used in pass.gathered.drain(..) {
                 if let Some(rows) = used.leaf.grad_remove(gradients) {

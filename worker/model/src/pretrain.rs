@@ -14,6 +14,7 @@ use crate::heads::{Heads, MlmHead};
 use crate::layers::Linear;
 use crate::loss::GroupLoss;
 use crate::pass::{Pass, Trace};
+use crate::phase::phase;
 use crate::scored::{Losses, Run, Scored};
 use crate::shared_images::{Owed, SharedImages, View};
 use crate::side_by_side::side_by_side;
@@ -224,11 +225,13 @@ impl Passes<'_> {
         view: View,
         training: bool,
     ) -> Result<Through<'p>, ModelError> {
+        let forward = phase!(pass.weights.device(), "passes, forward");
         let images = Images::Experts(view.experts.clone());
         let scored = match pass.number {
             MLM => self.score_words(&mut pass, images)?,
             _ => Some(self.score_matches(&mut pass, images)?),
         };
+        drop(forward);
         let scored = scored.expect("the MLM pass runs with masked words only");
         let (losses, slopes) = scored.losses(&pass, self.batch.micro_batches)?;
         let backward = training.then(|| {

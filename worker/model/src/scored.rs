@@ -13,6 +13,7 @@ use crate::gradient::Target;
 use crate::loss::{GroupLoss, binary_cross_entropy, cross_entropy};
 use crate::loss_on_device;
 use crate::pass::{Pass, Trace};
+use crate::phase::phase;
 use crate::tower::ManagerTower;
 use crate::weights::{Weights, enter, read};
 
@@ -146,6 +147,7 @@ impl Scored {
         pass: &Pass,
         micro_batches: usize,
     ) -> Result<(Losses, Tensor<2>), ModelError> {
+        let _phase = phase!(pass.weights.device(), "losses");
         let logits = match self.logits.is_autodiff() {
             true => self.logits.clone().inner(),
             false => self.logits.clone(),
@@ -193,6 +195,7 @@ impl Scored {
 
     /// The backward pass from the gradient of the logits.
     pub fn backward(self, pass: &Pass, slopes: Tensor<2>) -> Gradients {
+        let _phase = phase!(pass.weights.device(), "passes, backward");
         // The derivative of sum(logits * slopes) is slopes; its value is never read.
         let slopes = enter(slopes, pass.weights.device());
         (self.logits * slopes).sum().backward()

@@ -12,6 +12,7 @@ use crate::draws::Draws;
 use crate::error::ModelError;
 use crate::gradient::Target;
 use crate::pass::Pass;
+use crate::phase::phase;
 use crate::side_by_side::side_by_side;
 use crate::tower::ManagerTower;
 use crate::weights::{Weights, enter, new_leaf};
@@ -59,6 +60,7 @@ impl SharedImages {
         images: &[&[f32]],
     ) -> Result<Self, ModelError> {
         let run = |images: &[&[f32]]| {
+            let _phase = phase!(weights.device(), "image tower, forward");
             let weights = weights.fork();
             let mut pass = Pass::new(&weights, 0, Draws::Off, None);
             let layers = tower.image_layers(&mut pass, &images.concat(), images.len())?;
@@ -99,6 +101,7 @@ impl SharedImages {
             .map(|expert| self.total(owed, expert))
             .collect();
         let backward = |run: &TowerRun, first: usize| {
+            let _phase = phase!(run.weights.device(), "image tower, backward");
             let terms = run.experts.iter().zip(&slopes).map(|(x, slopes)| {
                 let slopes = slopes.clone().narrow(0, first, run.images);
                 (x.clone() * enter(slopes, run.weights.device())).sum()

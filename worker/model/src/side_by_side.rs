@@ -8,6 +8,10 @@
 use std::panic::resume_unwind;
 use std::thread;
 
+use burn::tensor::Device;
+
+use crate::phase::{WAITING, phase};
+
 /// Runs all jobs, one after the other where the device is not the host or the process is given one
 /// thread only; a single job stays on the caller's thread. Results stand in the order of the jobs.
 pub(crate) fn side_by_side<T: Send, J: FnOnce() -> T + Send>(
@@ -18,6 +22,7 @@ pub(crate) fn side_by_side<T: Send, J: FnOnce() -> T + Send>(
     if jobs.len() < 2 || !on_host || rayon::current_num_threads() < 2 {
         return jobs.into_iter().map(|job| job()).collect();
     }
+    let _phase = phase!(&Device::flex(), WAITING);
     thread::scope(|scope| {
         let threads: Vec<_> = jobs.into_iter().map(|job| scope.spawn(job)).collect();
         let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);

@@ -13,6 +13,7 @@ use belfry_configs::Matmul;
 use crate::error::ModelError;
 use crate::gradient::{DeviceSum, Target, Term};
 use crate::params::{ParamEntry, ParamId, ParamTable, Residence};
+use crate::phase::phase;
 use crate::product::Products;
 
 /// One parameter on the device.
@@ -106,6 +107,7 @@ impl Weights {
                 found: flat.elements(),
             });
         }
+        let _phase = phase!(device, "weights to leaves");
         let resident = |entry: &ParamEntry| {
             let range = entry.offset..entry.offset + entry.len;
             Ok(match entry.residence {
@@ -283,6 +285,8 @@ impl Weights {
         sources: &mut [(&Weights, &mut Gradients)],
         target: Target,
     ) -> Result<(), ModelError> {
+        let device = sources.first().map(|(weights, _)| &weights.device);
+        let _phase = device.map(|device| phase!(device, "gradient collection"));
         match target {
             Target::Host(flat) => Self::collect_on_host(sources, flat),
             Target::Device(sum) => {
