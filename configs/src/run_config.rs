@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::collective::Collective;
 use crate::init::Init;
 use crate::model::Model;
 
@@ -29,6 +30,9 @@ pub struct RunConfig {
     /// Membership and time.
     #[serde(default)]
     pub cluster: Cluster,
+    /// How gradients are summed.
+    #[serde(default)]
+    pub collective: Collective,
 }
 
 /// `[run]`

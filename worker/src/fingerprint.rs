@@ -5,8 +5,8 @@ use std::fs;
 use belfry_configs::ValidConfig;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Binary, processor model, instruction sets and cache sizes (matrix blocking follows them), and
-/// the device batch. Workers of one run must agree on it.
+/// Binary, processor model, instruction sets and cache sizes (matrix blocking follows them), the
+/// device batch and the order of sums. Workers of one run must agree on it.
 pub fn fingerprint(config: &ValidConfig) -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |key: &str| {
@@ -22,7 +22,7 @@ pub fn fingerprint(config: &ValidConfig) -> String {
         })
         .collect();
     format!(
-        "belfry {} {} | {} | {} flags {:08x} | caches {} | {} | device_batch {}",
+        "belfry {} {} | {} | {} flags {:08x} | caches {} | {} | device_batch {} | sums {}",
         env!("CARGO_PKG_VERSION"),
         if cfg!(debug_assertions) {
             "debug"
@@ -35,5 +35,6 @@ pub fn fingerprint(config: &ValidConfig) -> String {
         caches.join("/"),
         config.run.device,
         config.batch.device_batch,
+        config.collective.order(),
     )
 }

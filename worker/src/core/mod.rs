@@ -15,6 +15,11 @@ use belfry_proto::{Digest, LaneRange, lanes};
 
 use crate::partials::Partials;
 
+mod links;
+
+pub use links::Linked;
+use links::Links;
+
 /// Messages that may wait while an update is being applied.
 const DEFERRED_MAX: usize = 64;
 
@@ -33,6 +38,8 @@ pub struct Identity {
     pub data_address: String,
     /// Lanes of the run.
     pub lanes: u32,
+    /// Where this worker computes.
+    pub device: v1::Device,
 }
 
 /// Something happened.
@@ -66,6 +73,11 @@ pub enum Event {
         ranks: Vec<u32>,
         detail: String,
     },
+    /// The id for this generation's device links is made, or could not be.
+    IdMade {
+        generation: u64,
+        id: Result<Vec<u8>, String>,
+    },
     /// The update of `step` is in the state.
     Applied { step: u64 },
     /// Init, load or copy succeeded.
@@ -91,6 +103,8 @@ pub enum Effect {
     Compute { step: u64, lane: u32 },
     /// These lanes will be wanted at `step`.
     Prefetch { step: u64, lanes: Vec<u32> },
+    /// Make an id for this generation's device links; answered by [`Event::IdMade`].
+    MakeId { generation: u64 },
     /// Start the all-reduce of this generation; a running one is dropped.
     Reduce(Exchange),
     /// Drop a running all-reduce.
@@ -128,6 +142,8 @@ pub struct Exchange {
     pub members: Vec<(String, Vec<LaneRange>)>,
     /// The nodes that this worker brings.
     pub partials: BTreeMap<LaneRange, Arc<Vec<f32>>>,
+    /// Device links beside TCP.
+    pub links: Option<Linked>,
 }
 
 /// The reduced gradient of the open step.
@@ -146,6 +162,7 @@ struct Membership {
     /// The step for which `nodes_now` is the assignment.
     step: u64,
     nodes_now: Vec<LaneRange>,
+    links: Links,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +175,8 @@ enum Phase {
     Idle,
     /// Lanes are being computed.
     Computing,
+    /// All lanes are done; the id of the device links is awaited.
+    Linking,
     /// The all-reduce runs.
     Reducing,
     /// The sum is reported; the commit is awaited.
@@ -223,6 +242,7 @@ impl Core {
             Phase::Empty | Phase::Idle => "idle",
             Phase::Acquiring(_) => "acquiring state",
             Phase::Computing => "computing",
+            Phase::Linking => "linking",
             Phase::Reducing => "reducing",
             Phase::Ready => "ready",
             Phase::Applying => "applying",
@@ -281,6 +301,7 @@ impl Core {
                     })));
                 }
             }
+            Event::IdMade { generation, id } => self.id_made(generation, id, &mut effects),
             Event::Applied { step } => self.was_applied(step, &mut effects),
             Event::StateArrived { step, digest } => self.state_arrived(step, digest, &mut effects),
             Event::StateFailed { step, error } => {
@@ -331,6 +352,7 @@ impl Core {
             pending_digest: bytes(self.pending.as_ref().map(|p| p.digest)),
             nodes: self.partials.nodes().map(Into::into).collect(),
             receipts: self.receipts.values().cloned().collect(),
+            device: Some(self.me.device.clone()),
         }
     }
 
@@ -373,6 +395,7 @@ impl Core {
                 }
             }
             down::Body::OpenGeneration(m) => self.open_generation(m, effects),
+            down::Body::LinkId(m) => self.link_id(m, effects),
             down::Body::Commit(m) => self.commit(m, effects),
             down::Body::StoreParts(m) if self.holds(m.step) => {
                 let (step, parts) = (m.step, m.parts);
@@ -458,9 +481,15 @@ impl Core {
             .iter()
             .map(|n| (*n).into())
             .collect();
+        let links = Links::new(m.links(), &m.members, rank);
+        if links.makes_id() {
+            let generation = m.generation;
+            effects.push(Effect::MakeId { generation });
+        }
         self.membership = Some(Membership {
             generation: m.generation,
             rank,
+            links,
             members: m.members,
             step: m.step,
             nodes_now,
@@ -483,7 +512,8 @@ impl Core {
     /// Computes the next missing lane, or starts the exchange when none is missing.
     fn proceed(&mut self, effects: &mut Vec<Effect>) {
         let Some(m) = &self.membership else { return };
-        if m.step != self.applied || !matches!(self.phase, Phase::Idle | Phase::Computing) {
+        let before = matches!(self.phase, Phase::Idle | Phase::Computing | Phase::Linking);
+        if m.step != self.applied || !before {
             return;
         }
         let missing = self.partials.missing(&m.nodes_now);
@@ -501,6 +531,10 @@ impl Core {
             return;
         }
         if let Some(partials) = self.partials.complete(&m.nodes_now) {
+            let Some(links) = m.links.ready() else {
+                self.phase = Phase::Linking;
+                return;
+            };
             let members = m.members.iter();
             let exchange = Exchange {
                 generation: m.generation,
@@ -513,6 +547,7 @@ impl Core {
                     })
                     .collect(),
                 partials,
+                links,
             };
             self.phase = Phase::Reducing;
             effects.push(Effect::Reduce(exchange));
@@ -554,8 +589,10 @@ impl Core {
 
     fn reduced(&mut self, sum: Vec<f32>, digest: Digest, finite: bool, fx: &mut Vec<Effect>) {
         let step = self.applied;
+        let repeats = self.membership.as_ref().is_none_or(|m| m.links.same_bits());
         if let Some(before) = &self.pending
             && before.digest != digest
+            && repeats
         {
             fx.extend(self.apply(Event::Failed(format!(
                 "step {step}: the reduced gradient of generation {} has digest {digest}, an \
