@@ -17,9 +17,10 @@ use std::time::Instant;
 use belfry_configs::ValidConfig;
 use belfry_configs::rng::{Key, Purpose};
 use belfry_model::size::{modules, state_bytes, total, training_activation_bytes};
-use belfry_model::{Device, Draws, ManagerTower, PretrainBatch, Weights};
+use belfry_model::{Device, Draws, ManagerTower, PretrainBatch};
+use belfry_worker::held::{HeldState, Place};
 use belfry_worker::optimizer::AdamW;
-use belfry_worker::state::{Parameters, TrainState, optimizer};
+use belfry_worker::state::{TrainState, optimizer};
 use burn::tensor::{Tensor, TensorData};
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -121,7 +122,7 @@ struct Worker {
     config: ValidConfig,
     tower: ManagerTower,
     optimizer: AdamW,
-    state: Arc<TrainState>,
+    state: Arc<HeldState>,
     gradient: Vec<f32>,
     batch: PretrainBatch,
 }
@@ -141,12 +142,12 @@ impl Worker {
             optimizer: optimizer(&config, &tower),
             gradient: moments.clone(),
             batch: batch(&config),
-            state: Arc::new(TrainState {
+            state: Arc::new(Place::new(&Device::flex(), false).hold(TrainState {
                 step: 0,
                 parameters,
                 exp_avg: moments.clone(),
                 exp_avg_sq: moments,
-            }),
+            })),
             tower,
             config,
         }
@@ -154,20 +155,24 @@ impl Worker {
 
     fn step(&mut self) {
         let keys: Vec<Key> = (0..self.batch.micro_batches as u64)
-            .map(|i| Key::new(1, Purpose::Dropout).with(self.state.step).with(i))
+            .map(|i| {
+                Key::new(1, Purpose::Dropout)
+                    .with(self.state.step())
+                    .with(i)
+            })
             .collect();
         self.gradient.fill(0.0);
         let device = Device::flex().autodiff();
-        let shared = Parameters(Arc::clone(&self.state));
-        let weights = Weights::share(self.tower.table(), shared, &device).expect("the table fits");
+        let matmul = self.config.precision.matmul;
+        let weights = self.state.weights(self.tower.table(), &device, matmul);
+        let weights = weights.expect("the table fits");
         let draws = Draws::Keys(&keys);
         let reports =
             self.tower
                 .pretrain_gradient(&weights, &self.batch, draws, &mut self.gradient);
         assert!(reports.expect("the batch fits")[0].mlm_loss > 0.0);
         drop(weights);
-        let state = Arc::get_mut(&mut self.state).expect("the device let go of the weights");
-        state.update(&self.optimizer, &self.gradient);
+        HeldState::update(&mut self.state, &self.optimizer, &self.gradient);
     }
 
     /// Multiply-accumulates of a step: two passes, each with a backward of twice its forward, and

@@ -2,23 +2,27 @@
 //!
 //! [`run`] is the whole of it. Rooms, in the order of the walk of a sample: `train_step` (host
 //! batches to lane gradients), `partials` (lane gradients to tree nodes), the collective (nodes to
-//! one sum), `core` (when what may happen), `optimizer` and `state` (the sum applied), `checkpoint`
-//! (the state made durable); `weights` brings in what a run begins with. `session` is the shell around them, `link` the line to the
-//! coordinator.
+//! one sum), `core` (when what may happen), `optimizer`, `state` and `held` (the sum applied),
+//! `checkpoint` (the state made durable); `weights` brings in what a run begins with. `session` is
+//! the shell around them, `link` the line to the coordinator.
 
 mod checkpoint;
 pub mod core;
 mod error;
 mod export;
 mod fingerprint;
+pub mod held;
 mod inspect;
 mod link;
 pub mod memory;
 pub mod optimizer;
+mod optimizer_on_device;
 mod partials;
 mod session;
+mod staging;
 pub mod state;
 mod train_step;
+mod transport;
 pub mod weights;
 
 pub use error::WorkerError;

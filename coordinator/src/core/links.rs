@@ -121,6 +121,12 @@ impl Core {
             LinkPolicy::Tcp => return plain,
             LinkPolicy::Ring => {
                 // Who lacks the links was refused.
+                if self.link_record.told.is_empty() {
+                    let text = "sums in NCCL's own order: bits hold per number of workers only \
+                                (promise 2 off)";
+                    self.notice(text.into(), fx);
+                    self.link_record.told = text.into();
+                }
                 let links = v1::Links::Ring;
                 return Linked { links, ..plain };
             }

@@ -6,10 +6,12 @@ use burn::tensor::{Gradients, Tensor, TensorData};
 
 use crate::draws::{Draws, dropout_mask, expert_of, manager_noise};
 use crate::error::ModelError;
+use crate::gradient::Target;
 use crate::inspect::Observer;
 use crate::manager::Aggregated;
 use crate::params::ParamId;
-use crate::weights::{Weights, read, scatter_rows};
+use crate::product::Products;
+use crate::weights::{Weights, read};
 
 /// A tensor that a forward pass showed.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +76,11 @@ impl<'a> Pass<'a> {
             trace,
             observer: None,
         }
+    }
+
+    /// How products are computed.
+    pub fn products(&self) -> Products {
+        self.weights.products()
     }
 
     /// Shows what manager number `call` aggregated to the observer, if there is one.
@@ -176,27 +183,27 @@ impl<'a> Pass<'a> {
         )
     }
 
-    /// Adds the gradients of everything this pass read to `flat` (name order).
-    pub fn collect(self, gradients: Gradients, flat: &mut [f32]) -> Result<(), ModelError> {
-        Self::collect_all(&mut [(self, gradients)], flat)
+    /// Adds the gradients of everything this pass read.
+    pub fn collect(self, gradients: Gradients, target: Target) -> Result<(), ModelError> {
+        Self::collect_all(&mut [(self, gradients)], target)
     }
 
     /// The same of several passes, in their order.
     pub fn collect_all(
         passes: &mut [(Pass, Gradients)],
-        flat: &mut [f32],
+        mut target: Target,
     ) -> Result<(), ModelError> {
         for (pass, gradients) in &mut *passes {
             for used in pass.gathered.drain(..) {
                 if let Some(rows) = used.leaf.grad_remove(gradients) {
-                    let rows = read(rows, "gradient of looked-up rows")?;
-                    let sum = pass.weights.slice_of(used.table, flat);
-                    scatter_rows(sum, &rows, &used.ids, used.skip);
+                    let ids = (&used.ids[..], used.skip);
+                    let weights = pass.weights;
+                    weights.collect_rows(used.table, rows, ids, target.again())?;
                 }
             }
         }
         let sources = passes.iter_mut();
         let mut sources: Vec<_> = sources.map(|(pass, g)| (pass.weights, g)).collect();
-        Weights::collect_all(&mut sources, flat)
+        Weights::collect_all(&mut sources, target)
     }
 }

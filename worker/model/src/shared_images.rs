@@ -10,10 +10,11 @@ use burn::tensor::{Gradients, Int, Tensor, TensorData};
 
 use crate::draws::Draws;
 use crate::error::ModelError;
+use crate::gradient::Target;
 use crate::pass::Pass;
 use crate::side_by_side::side_by_side;
 use crate::tower::ManagerTower;
-use crate::weights::{Weights, enter, new_leaf, on_host};
+use crate::weights::{Weights, enter, new_leaf};
 
 /// The token type of a text's first image.
 const FIRST_IMAGE: usize = 1;
@@ -68,9 +69,9 @@ impl SharedImages {
                 weights,
             })
         };
-        let graphs = if on_host(weights.device()) { GRAPHS } else { 1 };
+        let graphs = if weights.on_host() { GRAPHS } else { 1 };
         let parts = images.chunks(images.len().div_ceil(graphs));
-        let runs = side_by_side(weights.device(), parts.map(|images| || run(images)));
+        let runs = side_by_side(weights.on_host(), parts.map(|images| || run(images)));
         Ok(SharedImages {
             runs: runs.into_iter().collect::<Result<_, ModelError>>()?,
         })
@@ -92,8 +93,8 @@ impl SharedImages {
         }
     }
 
-    /// Backward through the tower from what the passes owe; adds to `gradient` (flat, name order).
-    pub fn backward(self, owed: &[Owed], gradient: &mut [f32]) -> Result<(), ModelError> {
+    /// Backward through the tower from what the passes owe; adds to `gradient`.
+    pub fn backward(self, owed: &[Owed], gradient: Target) -> Result<(), ModelError> {
         let slopes: Vec<Tensor<3>> = (0..self.runs[0].experts.len())
             .map(|expert| self.total(owed, expert))
             .collect();
@@ -112,7 +113,7 @@ impl SharedImages {
             let backward = &backward;
             move || backward(run, start)
         });
-        let mut gradients = side_by_side(self.runs[0].weights.device(), jobs);
+        let mut gradients = side_by_side(self.runs[0].weights.on_host(), jobs);
         let runs = self.runs.iter().zip(&mut gradients);
         let mut sources: Vec<_> = runs.map(|(run, g)| (&run.weights, g)).collect();
         Weights::collect_all(&mut sources, gradient)

@@ -10,11 +10,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use belfry_model::Gradient;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, lanes};
 
 use crate::partials::Partials;
 
+mod commit;
 mod links;
 
 pub use links::Linked;
@@ -51,11 +53,11 @@ pub enum Event {
     LinkDown,
     /// The coordinator said something.
     Message(down::Body),
-    /// A lane's gradient is there.
+    /// A lane's gradient is there, or will be: a device may still be computing it.
     LaneDone {
         step: u64,
         report: v1::LaneReport,
-        gradient: Vec<f32>,
+        gradient: Gradient,
         seconds: f64,
     },
     /// The all-reduce of this generation finished.
@@ -65,6 +67,8 @@ pub enum Event {
         sum: Vec<f32>,
         digest: Digest,
         finite: bool,
+        /// Of lanes whose losses the device gave only now, and the time that it took for all.
+        late: LateReports,
     },
     /// The all-reduce of this generation failed on these ranks.
     ReduceFailed {
@@ -92,6 +96,15 @@ pub enum Event {
     Shutdown,
 }
 
+/// What a device says of lanes when it is waited for: before the exchange, once per step.
+#[derive(Clone, Debug, Default)]
+pub struct LateReports {
+    /// Complete reports; they replace those that came with the gradients.
+    pub reports: Vec<v1::LaneReport>,
+    /// Time of the device since it was last waited for.
+    pub seconds: f64,
+}
+
 /// Something to do.
 #[derive(Debug)]
 pub enum Effect {
@@ -101,6 +114,12 @@ pub enum Effect {
     Reconnect,
     /// Compute one lane's gradient at the present state.
     Compute { step: u64, lane: u32 },
+    /// A node that this worker brings to the exchange is complete: have it where the exchange reads.
+    Stage {
+        step: u64,
+        node: LaneRange,
+        sum: Gradient,
+    },
     /// These lanes will be wanted at `step`.
     Prefetch { step: u64, lanes: Vec<u32> },
     /// Make an id for this generation's device links; answered by [`Event::IdMade`].
@@ -141,7 +160,7 @@ pub struct Exchange {
     /// Addresses and nodes by rank.
     pub members: Vec<(String, Vec<LaneRange>)>,
     /// The nodes that this worker brings.
-    pub partials: BTreeMap<LaneRange, Arc<Vec<f32>>>,
+    pub partials: BTreeMap<LaneRange, Gradient>,
     /// Device links beside TCP.
     pub links: Option<Linked>,
 }
@@ -280,8 +299,11 @@ impl Core {
                 sum,
                 digest,
                 finite,
+                late,
             } => {
                 if self.exchanging(generation, step) {
+                    self.compute_seconds += late.seconds;
+                    self.partials.complete_reports(late.reports);
                     self.reduced(sum, digest, finite, &mut effects);
                 }
             }
@@ -564,7 +586,7 @@ impl Core {
         &mut self,
         step: u64,
         report: v1::LaneReport,
-        gradient: Vec<f32>,
+        gradient: Gradient,
         seconds: f64,
         effects: &mut Vec<Effect>,
     ) {
@@ -578,7 +600,14 @@ impl Core {
         {
             self.compute_seconds += seconds;
             self.lanes_done += 1;
-            self.partials.insert(report, gradient, &m.nodes_now);
+            match self.partials.insert(report, gradient, &m.nodes_now) {
+                Ok(Some((node, sum))) => effects.push(Effect::Stage { step, node, sum }),
+                Ok(None) => {}
+                Err(error) => {
+                    effects.extend(self.apply(Event::Failed(format!("step {step}: {error}"))));
+                    return;
+                }
+            }
         }
         self.proceed(effects);
     }
@@ -619,84 +648,6 @@ impl Core {
         });
         self.phase = Phase::Ready;
         fx.push(Effect::Send(up::Body::Ready(ready)));
-    }
-
-    fn commit(&mut self, m: v1::Commit, effects: &mut Vec<Effect>) {
-        let agreed = self.pending.as_ref().is_some_and(|p| {
-            p.step == m.step && Some(p.digest) == Digest::from_bytes(&m.sum_digest)
-        });
-        if !self.accepts(m.term)
-            || m.generation != self.generation
-            || m.step != self.applied
-            || self.phase != Phase::Ready
-        {
-            return;
-        }
-        if !agreed {
-            effects.extend(self.apply(Event::Failed(format!(
-                "step {}: the committed gradient is not the one this worker reduced",
-                m.step
-            ))));
-            return;
-        }
-        self.last = m.last;
-        self.keep_receipt(m.receipt);
-        self.receipts = self.receipts.split_off(&m.durable);
-        self.start_apply(m.snapshot_parts, effects);
-    }
-
-    fn start_apply(&mut self, snapshot_parts: Vec<u32>, effects: &mut Vec<Effect>) {
-        if let Some(pending) = self.pending.take() {
-            self.phase = Phase::Applying;
-            self.applying_digest = Some(pending.digest);
-            self.partials.clear();
-            effects.push(Effect::Apply {
-                step: pending.step,
-                sum: pending.sum,
-                snapshot_parts,
-            });
-        }
-    }
-
-    fn was_applied(&mut self, step: u64, effects: &mut Vec<Effect>) {
-        assert_eq!(step, self.applied, "updates are applied one by one");
-        self.applied = step + 1;
-        self.applied_digest = self.applying_digest.take();
-        self.compute_seconds = 0.0;
-        self.lanes_done = 0;
-        self.phase = Phase::Idle;
-        if std::mem::take(&mut self.hello_due) {
-            effects.push(Effect::Send(up::Body::Hello(self.hello())));
-        }
-        effects.push(Effect::Send(up::Body::Applied(v1::Applied {
-            generation: self.generation,
-            step,
-        })));
-        if self.last {
-            self.membership = None;
-        }
-        if let Some(m) = &mut self.membership
-            && m.step == step
-        {
-            m.step = step + 1;
-            for member in &mut m.members {
-                let held = (member.lanes_start..member.lanes_end).collect();
-                let nodes = lanes::maximal_nodes(self.me.lanes, &held);
-                member.nodes_now = nodes.into_iter().map(Into::into).collect();
-            }
-            m.nodes_now = m.members[m.rank]
-                .nodes_now
-                .iter()
-                .map(|n| (*n).into())
-                .collect();
-        }
-        self.proceed(effects);
-        while self.phase != Phase::Applying {
-            let Some(body) = self.deferred.pop_front() else {
-                break;
-            };
-            self.message(body, effects);
-        }
     }
 }
 

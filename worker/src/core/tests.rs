@@ -57,6 +57,7 @@ fn reduced(generation: u64, step: u64, digest: u128) -> Event {
         sum: vec![1.0],
         digest: Digest(digest),
         finite: true,
+        late: LateReports::default(),
     }
 }
 
@@ -90,7 +91,7 @@ fn compute_all(core: &mut Core, mut effects: Vec<Effect>) -> Vec<u32> {
                 lane,
                 ..Default::default()
             },
-            gradient: vec![lane as f32],
+            gradient: vec![lane as f32].into(),
             seconds: 1.0,
         });
     }
