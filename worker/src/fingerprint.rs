@@ -6,7 +6,8 @@ use belfry_configs::ValidConfig;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Binary, processor model, instruction sets and cache sizes (matrix blocking follows them), the
-/// device batch and the arithmetic of products. Workers of one run must agree on it.
+/// device batch, the arithmetic of products and the order of sums. Workers of one run must agree
+/// on it.
 pub fn fingerprint(config: &ValidConfig) -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |key: &str| {
@@ -22,7 +23,7 @@ pub fn fingerprint(config: &ValidConfig) -> String {
         })
         .collect();
     format!(
-        "belfry {} {} | {} | {} flags {:08x} | caches {} | {} | device_batch {} | products {}",
+        "belfry {} {} | {} | {} flags {:08x} | caches {} | {} | device_batch {} | products {} | sums {}",
         env!("CARGO_PKG_VERSION"),
         if cfg!(debug_assertions) {
             "debug"
@@ -36,5 +37,6 @@ pub fn fingerprint(config: &ValidConfig) -> String {
         config.run.device,
         config.batch.device_batch,
         config.precision.matmul.name(),
+        config.collective.order(),
     )
 }

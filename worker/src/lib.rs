@@ -22,6 +22,7 @@ mod session;
 mod staging;
 pub mod state;
 mod train_step;
+mod transport;
 pub mod weights;
 
 pub use error::WorkerError;

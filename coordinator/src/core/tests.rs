@@ -15,6 +15,7 @@ fn settings(workers: usize) -> Settings {
         checkpoint_parts: 2,
         nodes_max: 4,
         evaluates: false,
+        links: LinkPolicy::Tcp,
         term: 1,
     }
 }

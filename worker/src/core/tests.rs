@@ -10,6 +10,7 @@ fn worker() -> Core {
         fingerprint: "cpu".into(),
         data_address: "127.0.0.1:1".into(),
         lanes: 4,
+        device: v1::Device::default(),
     })
 }
 
@@ -21,6 +22,7 @@ fn member(worker_id: u64, now: &[(u32, u32)], next: (u32, u32)) -> v1::Member {
         nodes_now: now.iter().map(node).collect(),
         lanes_start: next.0,
         lanes_end: next.1,
+        group: 0,
     }
 }
 
