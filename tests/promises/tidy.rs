@@ -115,6 +115,40 @@ fn packages_import_along_the_arrows() {
     assert_eq!(imports.len(), ARROWS.len(), "every package is there");
 }
 
+/// Kernels chosen by timing, and kernels joined by what was computed before, are other kernels on
+/// other days: the bits of a GPU would not hold (promise 2).
+#[test]
+fn a_gpu_build_neither_tunes_nor_fuses() {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "tree",
+            "--locked",
+            "--prefix=none",
+            "--edges=normal,features",
+        ])
+        .arg("--features=cuda")
+        .current_dir(house())
+        .output()
+        .expect("cargo starts");
+    if !output.status.success() {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        println!("SKIPPED: cargo does not show the tree of the feature `cuda`: {reason}");
+        return;
+    }
+    let tree = String::from_utf8(output.stdout).expect("is text");
+    let has = |what: &str| tree.lines().any(|line| line.starts_with(what));
+    assert!(has("burn-cubecl v") && has("cubecl-cuda v"), "{tree}");
+    assert!(!has("burn-fusion v") && !has("burn-cubecl-fusion v"));
+    for line in tree.lines().filter(|line| line.starts_with("burn")) {
+        for chooser in ["autotune", "fusion", "default"] {
+            let on = line.contains(&format!("feature \"{chooser}"));
+            // Burn's own defaults bring both; flex's are what its numbers were made with.
+            let harmless = chooser == "default" && !line.starts_with("burn-cu");
+            assert!(harmless || !on, "switched on: {line}");
+        }
+    }
+}
+
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("is a folder").flatten() {
         let (path, name) = (entry.path(), entry.file_name());

@@ -19,6 +19,7 @@ use tokio::sync::mpsc::Sender;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::core::Event;
+use crate::device;
 use crate::error::WorkerError;
 use crate::state::{Parameters, TrainState};
 
@@ -60,7 +61,7 @@ impl Compute {
         cache_dir: &Path,
         events: Sender<Event>,
     ) -> Result<Self, WorkerError> {
-        let device = open_device(&config.run.device)?;
+        let device = device::open(&config.run.device)?;
         let data = Arc::new(DataPlane::open(config, cache_dir, Split::Train)?);
         let model = ManagerTower::new(&config.model, config.data.text_len as usize)
             .map_err(|e| WorkerError::Internal(e.to_string()))?;
@@ -96,30 +97,6 @@ impl Compute {
         let gone = |_| WorkerError::Internal("the compute thread does not take work".into());
         self.jobs.try_send(job).map_err(gone)
     }
-}
-
-/// The device of `run.device`, ready for gradients.
-fn open_device(name: &str) -> Result<Device, WorkerError> {
-    let Some(index) = name.strip_prefix("cuda:") else {
-        return Ok(Device::flex().autodiff());
-    };
-    open_cuda(index).map_err(|reason| WorkerError::Device {
-        device: name.to_owned(),
-        reason,
-    })
-}
-
-#[cfg(feature = "cuda")]
-fn open_cuda(index: &str) -> Result<Device, String> {
-    let index: usize = index
-        .parse()
-        .map_err(|e| format!("`{index}` is no index: {e}"))?;
-    Ok(Device::cuda(index).autodiff())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn open_cuda(_index: &str) -> Result<Device, String> {
-    Err("this binary was built without GPUs; build it with `--features cuda`".into())
 }
 
 /// What the compute thread owns.
