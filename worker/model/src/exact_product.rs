@@ -152,3 +152,128 @@ mod on_device {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use belfry_configs::rng::{Key, Purpose};
+    use burn::tensor::{Device, Tensor, TensorData};
+
+    use super::*;
+    use crate::normal::fill_normal;
+
+    fn normal<const D: usize>(stream: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+        let mut values = vec![0.0; shape.iter().product()];
+        fill_normal(Key::new(stream, Purpose::Init), 0, 1.0, &mut values);
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+        tensor.try_into_vec_as().expect("can be read")
+    }
+
+    /// A product and its gradients under fixed cotangents, by `product`.
+    fn with_gradients<const D: usize>(
+        [left, right, out]: [[usize; D]; 3],
+        device: &Device,
+        product: impl Fn(Tensor<D>, Tensor<D>) -> Tensor<D>,
+    ) -> [Vec<f32>; 3] {
+        let device = device.clone().autodiff();
+        let a = normal(1, left, &device).require_grad();
+        let b = normal(2, right, &device).require_grad();
+        let made = product(a.clone(), b.clone());
+        let loss = (made.clone() * normal(3, out, &device)).sum();
+        let mut gradients = loss.backward();
+        let [a, b] = [a, b].map(|leaf| {
+            let gradient = leaf.grad_remove(&mut gradients);
+            values(gradient.expect("was asked for"))
+        });
+        [values(made), a, b]
+    }
+
+    #[test]
+    fn on_the_host_it_is_the_librarys_to_the_bit() {
+        let shapes = [[5, 7, 33], [5, 33, 9], [5, 7, 9]];
+        let host = Device::flex();
+        let ours = with_gradients(shapes, &host, matmul);
+        let theirs = with_gradients(shapes, &host, Tensor::matmul);
+        assert_eq!(ours, theirs);
+    }
+
+    /// Devices of this machine that are not the host.
+    pub(crate) fn devices() -> Vec<Device> {
+        #[allow(unused_mut)]
+        let mut found = Vec::<Device>::new();
+        #[cfg(feature = "cubecl-cpu")]
+        found.push(Device::cpu());
+        #[cfg(feature = "cuda")]
+        found.extend(Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec());
+        if found.is_empty() {
+            println!("SKIPPED: no GPU, and built without the feature `cubecl-cpu`");
+        }
+        found
+    }
+
+    /// Largest error of a product over the largest product.
+    fn distance(ours: &[f32], exact: &[f32]) -> f32 {
+        let largest = exact.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let errors = ours.iter().zip(exact).map(|(a, b)| (a - b).abs());
+        errors.fold(0.0, f32::max) / largest
+    }
+
+    /// TF32 keeps ten bits of a factor: over such sums its error is about 2^-12; f32's is under
+    /// 2^-20.
+    const F32_TOLERANCE: f32 = 2e-6;
+
+    #[test]
+    fn on_other_devices_products_and_gradients_keep_f32() {
+        for device in devices() {
+            let matrices = [[300, 257], [257, 130], [300, 130]];
+            let batches = [[6, 40, 64], [6, 64, 40], [6, 40, 40]];
+            let heads = [[2, 3, 33, 17], [2, 3, 17, 65], [2, 3, 33, 65]];
+            check(matrices, &device);
+            check(batches, &device);
+            check(heads, &device);
+        }
+    }
+
+    fn check<const D: usize>(shapes: [[usize; D]; 3], device: &Device) {
+        let host = with_gradients(shapes, &Device::flex(), Tensor::matmul);
+        let ours = with_gradients(shapes, device, matmul);
+        let again = with_gradients(shapes, device, matmul);
+        assert_eq!(ours, again, "the same bits again");
+        for (number, (ours, host)) in ours.iter().zip(&host).enumerate() {
+            let error = distance(ours, host);
+            assert!(
+                error < F32_TOLERANCE,
+                "{shapes:?}, tensor {number}: {error}"
+            );
+        }
+    }
+
+    /// A linear layer's weight is the view of a transposed matrix.
+    #[test]
+    fn on_other_devices_views_are_read_as_what_they_show() {
+        for device in devices() {
+            let (a, b) = ([48, 96], [80, 96]);
+            let ours = matmul(normal(1, a, &device), normal(2, b, &device).transpose());
+            let host = Device::flex();
+            let host = normal(1, a, &host).matmul(normal(2, b, &host).transpose());
+            let error = distance(&values(ours), &values(host));
+            assert!(error < F32_TOLERANCE, "{error}");
+        }
+    }
+
+    #[test]
+    fn on_other_devices_what_needs_no_gradient_gets_none() {
+        for device in devices() {
+            let device = device.autodiff();
+            let a = normal(1, [8, 8], &device);
+            let b = normal(2, [8, 8], &device).require_grad();
+            let mut gradients = matmul(a.clone(), b.clone()).sum().backward();
+            assert!(a.grad_remove(&mut gradients).is_none());
+            assert!(b.grad_remove(&mut gradients).is_some());
+            let free = matmul(a.clone(), a);
+            assert!(!free.is_require_grad());
+        }
+    }
+}

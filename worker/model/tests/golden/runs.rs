@@ -5,12 +5,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use belfry_configs::Task;
 use belfry_model::{
-    ClassifyBatch, Company, Device, Draws, Group, GroupError, Labels, ManagerTower,
-    MicroBatchReport, Negatives, PretrainBatch, RetrievalBatch, Trace, Weights, add_rows,
+    ClassifyBatch, Company, Draws, Group, GroupError, Labels, ManagerTower, MicroBatchReport,
+    Negatives, PretrainBatch, RetrievalBatch, Trace, Weights, add_rows,
 };
 
 use crate::arrays::Array;
 use crate::cases::Case;
+use crate::device::device;
 
 /// Losses by the authors' names.
 pub type Losses = BTreeMap<&'static str, f64>;
@@ -88,8 +89,8 @@ impl Runner<'_> {
     /// Every thread has its own: see [`Weights`].
     fn weights(&self) -> Weights {
         let device = match self.ask {
-            Ask::Gradient => Device::flex().autodiff(),
-            _ => Device::flex(),
+            Ask::Gradient => device().autodiff(),
+            _ => device(),
         };
         Weights::load(self.tower.table(), self.params, &device).unwrap()
     }
