@@ -5,7 +5,13 @@
 //! itself is [`algorithm`], on whatever stands behind [`fabric`]'s traits.
 
 mod algorithm;
+#[cfg(feature = "nccl")]
+mod cuda;
+#[cfg(feature = "nccl")]
+mod device;
 mod fabric;
+#[cfg(any(feature = "nccl", test))]
+mod library;
 
 #[cfg(test)]
 mod memory;
@@ -30,6 +36,8 @@ use crate::plan::{Member, Reduce, Reduced};
 use crate::transport::{DeviceLinks, Reducing, SumOrder, Transport, staged};
 
 use algorithm::Group;
+#[cfg(feature = "nccl")]
+pub use cuda::{CudaFabric, CudaLinks};
 pub use fabric::{Buffer, Fabric, FabricError, Links, Pulse, Span, Transfer};
 
 /// Times per longest tolerated silence that a waiting member asks whether its peers still live.
