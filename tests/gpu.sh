@@ -5,7 +5,8 @@
 #
 # BELFRY              the binary `belfry`, built with `--features cuda`
 # GOLDEN_TEST_BINARY  the test `golden` of worker/model, built likewise
-#                     (target/release/deps/golden-*); `-` or nothing: its section is skipped
+#                     (of target/release/deps/golden-* the one whose --list has
+#                     bf16_stays_near_f32); `-` or nothing: its section is skipped
 # OUT                 a folder for logs, the timeline and the table; default: a new one in /tmp
 #
 # DEVICE=cuda:0           the device; DEVICE=cpu runs the same script on a machine without GPUs

@@ -1,5 +1,5 @@
 //! `belfry bench` on the real binary, and the script of GPU checks on a machine without one: figures
-//! come with their floors, looking changes no bit, choices go into the run file and nowhere else.
+//! come with their floors, looking changes no bit, choices go into the run file, nowhere else.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -208,15 +208,18 @@ fn what_cannot_be_measured_is_refused_by_name() {
     }
 }
 
-/// The newest golden test beside this one, if it was built.
+/// The newest golden test of the model beside this one, if it was built; the data's has that name too.
 fn golden_binary() -> Option<PathBuf> {
     let folder = std::env::current_exe().ok()?.parent()?.to_owned();
     let built = fs::read_dir(folder).ok()?.flatten().filter(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         name.starts_with("golden-") && !name.contains('.')
     });
-    let newest = built.max_by_key(|entry| entry.metadata().and_then(|m| m.modified()).ok());
-    newest.map(|entry| entry.path())
+    let of_the_model = built.map(|entry| entry.path()).filter(|file| {
+        let listed = Command::new(file).arg("--list").output();
+        listed.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("bf16_stays_near_f32"))
+    });
+    of_the_model.max_by_key(|file| file.metadata().and_then(|m| m.modified()).ok())
 }
 
 /// The script must work on the day when there is a GPU: here it runs whole, on the CPU and small.
