@@ -31,8 +31,8 @@ const FOLDER: &str = "belfry-bench";
 pub struct CheckpointArguments {
     #[command(flatten)]
     case: Case,
-    /// Folder or s3:// URL to write in, under belfry-bench/; default: a temporary folder. Nothing is
-    /// deleted from a bucket.
+    /// Folder or s3:// URL to write in, under belfry-bench/; default: a temporary folder.
+    /// Nothing is deleted from a bucket.
     #[arg(long, value_name = "FOLDER_OR_URL")]
     root: Option<String>,
     /// Rounds of store, load and their floors.
@@ -217,14 +217,14 @@ fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Sto
         None => (
             "stall of a step",
             &times.stall,
-            "stall: the copy that the next update makes while a checkpoint still reads the state; all \
-             else runs beside training",
+            "stall: the copy that the next update makes while a checkpoint still reads the state; \
+             all else runs beside training",
         ),
         Some(_) => (
             "device to host",
             &times.fetch,
-            "device to host: the device's queue waits while the state is read, once per checkpoint; \
-             all else runs beside training",
+            "device to host: the device's queue waits while the state is read, once per \
+             checkpoint; all else runs beside training",
         ),
     };
     let waited = waited.median();

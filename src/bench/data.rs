@@ -138,8 +138,8 @@ impl Made {
         let mut report = Report::new(
             "data",
             format!(
-                "bench data: {}, lane {}, {} pairs a step with one image each and one false one for \
-                 half of them, {} pixels, {} tokens, {cores} cores",
+                "bench data: {}, lane {}, {} pairs a step with one image each and one false one \
+                 for half of them, {} pixels, {} tokens, {cores} cores",
                 config.data.train,
                 arguments.lane,
                 self.pairs,
@@ -148,8 +148,8 @@ impl Made {
             ),
         );
         report.note(format!(
-            "medians of {} steps, each with all cores, with one, and a raw read in turn; {} unmeasured \
-             before them fill the cache; a shard is read from memory once it was opened",
+            "medians of {} steps, each with all cores, with one, and a raw read in turn; {} \
+             unmeasured before them fill the cache; a shard is read from memory once it was opened",
             arguments.steps, arguments.warm_up
         ));
         let time = self.times.median();

@@ -32,8 +32,8 @@ pub fn run(arguments: &StepArguments) -> anyhow::Result<()> {
     if arguments.write {
         ensure!(
             arguments.case.settings.is_empty() && arguments.pairs.is_none(),
-            "--write: what is written must have been measured on the run file as it stands; leave out \
-             --set and --pairs"
+            "--write: what is written must have been measured on the run file as it stands; leave \
+             out --set and --pairs"
         );
     }
     let mut settings = arguments.pairs_settings();
@@ -179,7 +179,8 @@ fn finish(arguments: &StepArguments, rungs: &[Rung]) -> anyhow::Result<()> {
     let file = &arguments.case.config;
     let Some(best) = fastest(rungs) else {
         bail!(
-            "no device_batch fits, not even 1: a smaller batch.micro_batch or a larger device is needed"
+            "no device_batch fits, not even 1: a smaller batch.micro_batch or a larger device is \
+             needed"
         );
     };
     if arguments.write {

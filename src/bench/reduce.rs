@@ -1,5 +1,6 @@
 //! `belfry bench reduce`: the all-reduce between endpoints of this process over loopback, beside
-//! sockets that carry the same bytes and nothing else; and the staging of a gradient, beside memcpy.
+//! sockets that carry the same bytes and nothing else; and a gradient's way to the device and back,
+//! beside memcpy.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,8 +1,8 @@
 //! One key of a run file, changed in place: comments and order stay.
 //!
 //! A line is exchanged, and the file is parsed before and after to prove that nothing but the key
-//! changed; what is written in another way (an inline table, a dotted key) is refused. A TOML editor
-//! would take any form, at the price of other features of the parser that the tensor library
+//! changed; what is written in another way (an inline table, a dotted key) is refused. An editor of
+//! TOML would take any form, at the price of other features of the parser that the tensor library
 //! shares, and so of building that library again everywhere.
 
 use std::path::Path;
@@ -89,7 +89,8 @@ fn with_value(line: &str, value: u32) -> String {
 mod tests {
     use super::*;
 
-    const FILE: &str = "# a run\n\n[run] # its name\nname = \"x\"\n\n[batch]\nlanes = 8         # ours\n\
+    const FILE: &str = "# a run\n\n[run] # its name\nname = \"x\"\n\n[batch]\n\
+                        lanes = 8         # ours\n\
                         device_batch = 4  # speed\n\n# next\n[data]\ntext_len = 50\n";
 
     #[test]
