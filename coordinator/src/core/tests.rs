@@ -274,7 +274,7 @@ fn link_id(core: &mut Core, now: Millis, from: u64, group: u32, id: &[u8]) -> Ve
 
 fn notices(effects: &[Effect]) -> Vec<&str> {
     let notice = |e| match e {
-        &Effect::Emit(ref event) if !event.notice.is_empty() => Some(event.notice.as_str()),
+        Effect::Emit(event) if !event.notice.is_empty() => Some(event.notice.as_str()),
         _ => None,
     };
     effects.iter().filter_map(notice).collect()
