@@ -4,6 +4,7 @@
 //! refused. [`RunConfig::validate`] turns what was parsed into a [`ValidConfig`] that cannot be
 //! wrong: batch arithmetic, model sizes, schedule.
 
+mod collective;
 mod init;
 mod layers;
 mod model;
@@ -12,6 +13,7 @@ pub mod rng;
 mod run_config;
 mod validate;
 
+pub use collective::{Collective, Transport, Wire};
 pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
 pub use model::*;

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::collective::Collective;
 use crate::init::Init;
 use crate::model::Model;
 use crate::precision::Precision;
@@ -33,6 +34,9 @@ pub struct RunConfig {
     /// Membership and time.
     #[serde(default)]
     pub cluster: Cluster,
+    /// How gradients are summed.
+    #[serde(default)]
+    pub collective: Collective,
 }
 
 /// `[run]`

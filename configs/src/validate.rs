@@ -97,6 +97,7 @@ impl RunConfig {
         self.check_model()?;
         self.init.check()?;
         self.check_optim()?;
+        self.collective.check(&self.run.device)?;
         Ok(ValidConfig(self))
     }
 

@@ -224,7 +224,10 @@ mod tests {
             exp_avg_sq: moments,
             parameters,
         };
-        let gradient: Vec<f32> = model.table().init(4).iter().map(|g| 0.1 * g).collect();
+        let mut gradient = model.table().init(4);
+        for entry in model.table().entries().iter().filter(|e| !e.trained) {
+            gradient[entry.offset..entry.offset + entry.len].fill(0.0);
+        }
         let held = |apart| Place::new(&Device::flex(), apart).hold(state.clone());
         let [mut there, mut here] = [true, false].map(|apart| Arc::new(held(apart)));
         let watched = Arc::clone(&here);

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use belfry_collective::{Endpoint, Limits, Member, Reduce};
+use belfry_collective::{DeviceLinks, Endpoint, Floats, Limits, Member, Reduce, Transport};
 use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
 use belfry_proto::{Digest, LaneRange, v1, v1::worker_message as up};
@@ -27,7 +27,7 @@ use crate::optimizer::AdamW;
 use crate::staging::{Staged, Staging};
 use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
-use crate::{checkpoint, fingerprint};
+use crate::{checkpoint, fingerprint, transport};
 
 /// Events that may wait for the loop.
 const EVENTS_MAX: usize = 256;
@@ -116,6 +116,8 @@ struct Shell {
     core: Core,
     link: Link,
     endpoint: Arc<Endpoint>,
+    /// What sums gradients: the endpoint, or device links beside it.
+    transport: Arc<dyn Transport>,
     compute: Compute,
     optimizer: Arc<AdamW>,
     state: Option<Arc<HeldState>>,
@@ -141,7 +143,7 @@ impl Shell {
         };
         let bind = SocketAddr::new(options.bind, 0);
         let run_id = xxh3_64(options.run_id.as_bytes());
-        let endpoint = Endpoint::bind(bind, run_id, limits).await?;
+        let endpoint = Endpoint::bind(bind, run_id, limits.clone()).await?;
         // Opening data reads manifests and may wait for a store: not on the loop's thread.
         let opening = {
             let (config, cache, events) = (config.clone(), options.cache_dir, events.clone());
@@ -149,6 +151,8 @@ impl Shell {
         };
         let opened = opening.await;
         let compute = opened.map_err(|e| WorkerError::Internal(e.to_string()))??;
+        let transport::Opened { transport, device } =
+            tokio::task::block_in_place(|| transport::open(&config, &endpoint, limits));
         let identity = Identity {
             run_id: options.run_id,
             worker_id: options.worker_id,
@@ -156,6 +160,7 @@ impl Shell {
             fingerprint: fingerprint::fingerprint(&config),
             data_address: endpoint.local_addr().to_string(),
             lanes: config.batch.lanes,
+            device,
         };
         tracing::info!(?identity, "worker is up");
         Ok(Shell {
@@ -170,6 +175,7 @@ impl Shell {
             acquiring: None,
             config,
             endpoint,
+            transport,
             compute,
             events,
             arrivals,
@@ -187,6 +193,7 @@ impl Shell {
             }
             Effect::Stage { step, node, sum } => self.staging.begin(step, node, sum),
             Effect::Prefetch { step, lanes } => self.compute.data.prefetch(step, &lanes),
+            Effect::MakeId { generation } => self.make_id(generation),
             Effect::Reduce(exchange) => self.reduce(exchange)?,
             Effect::AbortReduce => self.abort_reduce(),
             Effect::Apply {
@@ -232,6 +239,19 @@ impl Shell {
         }
     }
 
+    /// The id for a generation's device links; a library may take its time.
+    fn make_id(&self, generation: u64) {
+        let (transport, events) = (Arc::clone(&self.transport), self.events.clone());
+        tokio::spawn(async move {
+            let made = tokio::task::spawn_blocking(move || transport.new_id()).await;
+            let id = match made {
+                Ok(id) => id.map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let _ = events.send(Event::IdMade { generation, id }).await;
+        });
+    }
+
     fn reduce(&mut self, exchange: Exchange) -> Result<(), WorkerError> {
         self.abort_reduce();
         let members = exchange
@@ -263,9 +283,10 @@ impl Shell {
             divide_by: self.config.micro_batches(),
             bucket_len: BUCKET_LEN,
         };
-        let (endpoint, events) = (Arc::clone(&self.endpoint), self.events.clone());
+        let links = exchange.links.map(|l| transport::links(&self.config, l));
+        let (transport, events) = (Arc::clone(&self.transport), self.events.clone());
         self.exchange = Some(tokio::spawn(async move {
-            let event = exchanged(&endpoint, request, nodes, late).await;
+            let event = exchanged(transport, (request, links), nodes, late).await;
             let _ = events.send(event).await;
         }));
         Ok(())
@@ -444,8 +465,8 @@ impl Shell {
 
 /// Waits for the device, brings the nodes to the exchange and sums them with the others'.
 async fn exchanged(
-    endpoint: &Arc<Endpoint>,
-    mut request: Reduce,
+    transport: Arc<dyn Transport>,
+    (mut request, links): (Reduce<Floats>, Option<DeviceLinks>),
     nodes: BTreeMap<LaneRange, Staged>,
     late: Option<oneshot::Receiver<Result<LateReports, String>>>,
 ) -> Event {
@@ -460,11 +481,11 @@ async fn exchanged(
     }
     for (node, staged) in nodes {
         match staged.await {
-            Ok(values) => request.partials.insert(node, values),
+            Ok(values) => request.partials.insert(node, values.into()),
             Err(error) => return Event::Failed(format!("step {step}, lanes {node}: {error}")),
         };
     }
-    match endpoint.all_reduce(request).await {
+    match transport.reduce(request, links).await {
         Ok(reduced) => Event::Reduced {
             generation,
             step,

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::core::{Event, LateReports};
+use crate::device;
 use crate::error::WorkerError;
 use crate::held::{HeldState, Place};
 
@@ -75,7 +76,7 @@ impl Compute {
         cache_dir: &Path,
         events: Sender<Event>,
     ) -> Result<Self, WorkerError> {
-        let device = open_device(&config.run.device)?;
+        let device = device::open(&config.run.device)?;
         let place = Place::new(&device, config.run.device == CPU_APART);
         let data = Arc::new(DataPlane::open(config, cache_dir, Split::Train)?);
         let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
@@ -122,33 +123,6 @@ impl Compute {
         let gone = |_| WorkerError::Internal("the compute thread does not take work".into());
         self.jobs.try_send(job).map_err(gone)
     }
-}
-
-/// The device of `run.device`, ready for gradients.
-///
-/// # Errors
-/// [`WorkerError::Device`], saying what is missing.
-pub fn open_device(name: &str) -> Result<Device, WorkerError> {
-    let Some(index) = name.strip_prefix("cuda:") else {
-        return Ok(Device::flex().autodiff());
-    };
-    open_cuda(index).map_err(|reason| WorkerError::Device {
-        device: name.to_owned(),
-        reason,
-    })
-}
-
-#[cfg(feature = "cuda")]
-fn open_cuda(index: &str) -> Result<Device, String> {
-    let index: usize = index
-        .parse()
-        .map_err(|e| format!("`{index}` is no index: {e}"))?;
-    Ok(Device::cuda(index).autodiff())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn open_cuda(_index: &str) -> Result<Device, String> {
-    Err("this binary was built without GPUs; build it with `--features cuda`".into())
 }
 
 /// What the compute thread owns.

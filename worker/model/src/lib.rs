@@ -13,8 +13,11 @@ mod classify;
 mod contrast;
 mod contrast_pass;
 mod cross_modal;
+#[cfg(feature = "cubecl")]
+mod draw_kernels;
 mod draws;
 mod error;
+mod exact_product;
 pub mod floor;
 mod gradient;
 mod group;

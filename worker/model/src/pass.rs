@@ -2,9 +2,12 @@
 //!
 //! Carried through every layer. It refuses to know the layers.
 
+use belfry_configs::rng::Key;
 use burn::tensor::{Gradients, Tensor, TensorData};
 
-use crate::draws::{Draws, dropout_mask, expert_of, manager_noise};
+#[cfg(feature = "cubecl")]
+use crate::draw_kernels;
+use crate::draws::{self, Draws, expert_keys, expert_of, noise_std, site_keys};
 use crate::error::ModelError;
 use crate::gradient::Target;
 use crate::inspect::Observer;
@@ -145,10 +148,15 @@ impl<'a> Pass<'a> {
         if dropout.rate == 0.0 {
             return None;
         }
-        let len = shape.iter().product();
-        let drawing = phase!(self.weights.device(), "masks and noise");
-        let mask = dropout_mask(keys, self.number, &dropout.site, dropout.rate, len);
-        drop(drawing);
+        let _drawing = phase!(self.weights.device(), "masks and noise");
+        let keys = site_keys(keys, self.number, &dropout.site);
+        #[cfg(feature = "cubecl")]
+        if let Some(mask) =
+            draw_kernels::dropout_mask(self.weights.device(), &keys, dropout.rate, shape)
+        {
+            return Some(mask);
+        }
+        let mask = draws::dropout_mask(&keys, dropout.rate, shape.iter().product());
         Some(self.constant(mask, shape))
     }
 
@@ -169,24 +177,28 @@ impl<'a> Pass<'a> {
         experts: usize,
         shape: [usize; 3],
     ) -> Option<Vec<Tensor<3>>> {
-        let len: usize = shape.iter().product();
-        let drawing = phase!(self.weights.device(), "masks and noise");
-        let parts = match self.draws {
-            Draws::Off => return None,
-            Draws::Keys(keys) => manager_noise(keys, self.number, site, experts, len),
+        let _drawing = phase!(self.weights.device(), "masks and noise");
+        let expert = |expert: usize| match self.draws {
+            Draws::Off => None,
+            Draws::Keys(keys) => {
+                let keys = expert_keys(&site_keys(keys, self.number, site), expert);
+                Some(self.normals(&keys, noise_std(experts), shape))
+            }
             Draws::Noise(tensors) => {
                 let noise = &tensors[self.number as usize * calls + call];
-                let cut = |expert| expert_of(noise, shape[0], experts, expert);
-                (0..experts).map(cut).collect()
+                let part = expert_of(noise, shape[0], experts, expert);
+                Some(self.constant(part, shape))
             }
         };
-        drop(drawing);
-        Some(
-            parts
-                .into_iter()
-                .map(|part| self.constant(part, shape))
-                .collect(),
-        )
+        (0..experts).map(expert).collect()
+    }
+
+    fn normals(&self, keys: &[Key], std: f32, shape: [usize; 3]) -> Tensor<3> {
+        #[cfg(feature = "cubecl")]
+        if let Some(noise) = draw_kernels::normals(self.weights.device(), keys, std, shape) {
+            return noise;
+        }
+        self.constant(draws::normals(keys, std, shape.iter().product()), shape)
     }
 
     /// Adds the gradients of everything this pass read.

@@ -9,6 +9,9 @@ use burn::tensor::{FloatDType, Tensor, module};
 
 use belfry_configs::Matmul;
 
+use crate::exact_product;
+use crate::weights::on_host;
+
 /// How products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Products {
@@ -33,10 +36,10 @@ impl Products {
     /// # Shapes
     /// `[.., m, k]`, `[.., k, n]` → `[.., m, n]`
     pub fn multiply<const D: usize>(self, a: Operand<D>, b: Operand<D>) -> Tensor<D> {
-        let product = a.0.matmul(b.0);
         match self.matmul {
-            Matmul::Bf16 => product.cast(FloatDType::F32),
-            Matmul::F32 | Matmul::Tf32 => product,
+            Matmul::F32 => exact_product::matmul(a.0, b.0),
+            Matmul::Tf32 => a.0.matmul(b.0),
+            Matmul::Bf16 => a.0.matmul(b.0).cast(FloatDType::F32),
         }
     }
 
@@ -55,15 +58,13 @@ impl Products {
         let rows = shape.iter().product::<usize>() / inputs;
         shape[D - 1] = outputs;
         let x = x.0.reshape([rows, inputs]);
-        let y = match self.matmul {
-            Matmul::F32 | Matmul::Tf32 => module::linear(x, weight, bias),
-            Matmul::Bf16 => {
-                let y = self.multiply(Operand(x), self.operand(weight));
-                match bias {
-                    Some(bias) => y + bias.reshape([1, outputs]),
-                    None => y,
-                }
-            }
+        if self.matmul == Matmul::F32 && on_host(&x.device()) {
+            return module::linear(x, weight, bias).reshape(shape);
+        }
+        let y = self.multiply(Operand(x), self.operand(weight));
+        let y = match bias {
+            Some(bias) => y + bias.reshape([1, outputs]),
+            None => y,
         };
         y.reshape(shape)
     }

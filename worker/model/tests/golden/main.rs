@@ -8,6 +8,7 @@ mod arrays;
 #[path = "../base/mod.rs"]
 mod base;
 mod cases;
+mod device;
 // The optimizer belongs to the worker, which this crate must not import; its file needs no model.
 #[allow(dead_code)]
 #[path = "../../../src/optimizer.rs"]

@@ -5,8 +5,8 @@ use belfry_model::{Record, Trace, Weights, similarities};
 use crate::Reached;
 use crate::arrays::{Array, distance, flat};
 use crate::cases::Case;
+use crate::device::device;
 use crate::runs::Outcome;
-use crate::ways::device;
 
 /// Compares everything under `out/` of every micro-batch or process.
 pub fn check(case: &Case, ours: &Outcome, reached: &mut Reached) {

@@ -10,7 +10,7 @@ use belfry_model::{ClassifyBatch, Labels, ManagerTower, Weights};
 use crate::Reached;
 use crate::arrays::{distance, flat};
 use crate::cases::Case;
-use crate::ways::device;
+use crate::device::device;
 
 /// Sizes of the tower that a case says nothing about.
 const OTHER: u32 = 8;

@@ -1,13 +1,12 @@
 //! The ways in which a case can be computed: on which device, with losses and gradients on the host
 //! or not, in which arithmetic.
-//!
-//! `BELFRY_GOLDEN_DEVICE` names the device (`cpu`, or `cuda:0` in a build with GPUs).
 
 use belfry_configs::Matmul;
-use belfry_model::{Device, ManagerTower, Weights};
+use belfry_model::{ManagerTower, Weights};
 
 use crate::arrays::flat;
 use crate::cases::{Case, Found, everything};
+use crate::device::device;
 use crate::runs::{Ask, Outcome, run};
 
 /// The largest relative error of a loss that bf16 products may cause; cases of this folder reach
@@ -52,24 +51,6 @@ impl Way {
             weights.apart_from_host()
         } else {
             weights
-        }
-    }
-}
-
-/// The device that the environment asks for.
-pub fn device() -> Device {
-    let name = std::env::var("BELFRY_GOLDEN_DEVICE").unwrap_or_else(|_| "cpu".into());
-    match name.strip_prefix("cuda:") {
-        #[cfg(feature = "cuda")]
-        Some(index) => Device::cuda(index.parse::<usize>().expect("an index after `cuda:`")),
-        #[cfg(not(feature = "cuda"))]
-        Some(_) => panic!("BELFRY_GOLDEN_DEVICE={name}: this test was built without `cuda`"),
-        None => {
-            assert_eq!(
-                name, "cpu",
-                "BELFRY_GOLDEN_DEVICE is neither `cpu` nor `cuda:N`"
-            );
-            Device::flex()
         }
     }
 }
