@@ -42,8 +42,6 @@ pub(crate) fn dropout_mask<const D: usize>(
     shape: [usize; D],
 ) -> Option<Tensor<D>> {
     let out = Drawn::new(device, keys, shape)?;
-    // `uniform < rate`, asked of the integers that uniforms are 2^-24 of.
-    let dropped = (f64::from(rate) * f64::from(1u32 << 24)).ceil() as u32;
     let (count, dim) = out.units(out.block * keys.len());
     // SAFETY: units behind the end of the values do nothing.
     unsafe {
@@ -54,11 +52,16 @@ pub(crate) fn dropout_mask<const D: usize>(
             out.keys(keys),
             out.values(),
             out.block as u32,
-            dropped,
+            drop_threshold(rate),
             1.0 / (1.0 - rate),
         );
     }
     Some(out.enter(device))
+}
+
+/// `uniform < rate`, asked of the integers that uniforms are 2^-24 of.
+pub(crate) fn drop_threshold(rate: f32) -> u32 {
+    (f64::from(rate) * f64::from(1u32 << 24)).ceil() as u32
 }
 
 /// One expert's manager noise as [`crate::draws::normals`] draws it; `keys` are those of the site
@@ -147,10 +150,16 @@ fn dropout_kernel(keys: &[u64], values: &mut [f32], block: u32, dropped: u32, sc
     if ABSOLUTE_POS >= values.len() {
         terminate!();
     }
-    let place = ABSOLUTE_POS as u32;
+    values[ABSOLUTE_POS] = multiplier(keys, ABSOLUTE_POS as u32, block, dropped, scale);
+}
+
+/// The dropout multiplier of the element at `place`, for kernels that use it where they draw it.
+/// `block` elements share a key; `dropped` is [`drop_threshold`]'s.
+#[cube]
+pub(crate) fn multiplier(keys: &[u64], place: u32, block: u32, dropped: u32, scale: f32) -> f32 {
     let key = keys[(place / block) as usize];
     let drawn = (bits(key, place % block) >> 40u64) as u32;
-    values[ABSOLUTE_POS] = select(drawn < dropped, 0.0f32, scale);
+    select(drawn < dropped, 0.0f32, scale)
 }
 
 #[cube(launch_unchecked)]
@@ -199,7 +208,7 @@ fn bits(key: u64, index: u32) -> u64 {
 /// A product whose rounding stays: `zero` is 0, but only the launch knows it, so no compiler can
 /// see the product behind the integers and fuse it with a sum.
 #[cube]
-fn apart(product: f32, zero: u32) -> f32 {
+pub(crate) fn apart(product: f32, zero: u32) -> f32 {
     f32::reinterpret(u32::reinterpret(product) ^ zero)
 }
 

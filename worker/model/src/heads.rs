@@ -4,10 +4,10 @@
 //! Which head a model has is decided by its task; parameters are exactly those of the authors'
 //! model for that task. Losses are elsewhere.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use crate::cross_modal::CROSS_EPSILON;
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{LayerNorm, Linear, gelu};
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::{Dropout, Pass};
 use belfry_configs::{Model, System, Task};
@@ -84,7 +84,7 @@ impl MlmHead {
     /// # Shapes
     /// `[rows, hidden]` → `[rows, vocab]`
     pub fn forward(&self, pass: &Pass, x: Tensor<2>) -> Tensor<2> {
-        let x = activation::gelu(self.dense.forward(pass, x));
+        let x = gelu(self.dense.forward(pass, x));
         self.decoder.forward(pass, self.norm.forward(pass, x))
     }
 }
@@ -145,7 +145,7 @@ impl Classifier {
     pub fn forward(&self, pass: &Pass, x: Tensor<2>) -> Tensor<2> {
         let x = self.first.forward(pass, pass.dropout(&self.dropout, x));
         match &self.rest {
-            Some((norm, last)) => last.forward(pass, activation::gelu(norm.forward(pass, x))),
+            Some((norm, last)) => last.forward(pass, gelu(norm.forward(pass, x))),
             None => x,
         }
     }

@@ -2,10 +2,10 @@
 //!
 //! Pixels in, one tensor per layer that is looked at out. No mask, no dropout.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use crate::error::ModelError;
-use crate::layers::{INIT_STD, LayerNorm, Linear, PackedProjection, attend, quick_gelu};
+use crate::layers::{INIT_STD, LayerNorm, Linear, PackedProjection, attend, gelu, quick_gelu};
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::Pass;
 use belfry_configs::ImageKind;
@@ -71,7 +71,7 @@ const TIMM: Layout = Layout {
     output: "attn.proj",
     feed_forward: ["mlp.fc1", "mlp.fc2"],
     epsilon: 1e-6,
-    activation: activation::gelu,
+    activation: gelu,
 };
 
 #[derive(Clone, Debug)]

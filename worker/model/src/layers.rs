@@ -6,6 +6,8 @@
 
 use burn::tensor::{Tensor, activation};
 
+#[cfg(feature = "cubecl")]
+use crate::fused;
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::{Dropout, Pass};
 use crate::product::Operand;
@@ -125,8 +127,33 @@ impl LayerNorm {
     /// # Shapes
     /// `[.., width]` → `[.., width]`
     pub fn forward<const D: usize>(&self, pass: &Pass, x: Tensor<D>) -> Tensor<D> {
+        #[cfg(feature = "cubecl")]
+        if fused::applies(&x) {
+            return fused::norm(x, self.vectors(pass), self.epsilon);
+        }
         let (weight, bias) = self.affine::<D>(pass);
         normalise(x, self.epsilon) * weight + bias
+    }
+
+    /// Of a residual: `norm(dropout(y) + x)`.
+    pub fn forward_sum<const D: usize>(
+        &self,
+        pass: &Pass,
+        (dropout, y): (&Dropout, Tensor<D>),
+        x: Tensor<D>,
+    ) -> Tensor<D> {
+        #[cfg(feature = "cubecl")]
+        if fused::applies(&x) {
+            let draw = fused::Draw::of(pass, dropout);
+            return fused::sum_norm((y, draw), x, self.vectors(pass), self.epsilon);
+        }
+        self.forward(pass, pass.dropout(dropout, y) + x)
+    }
+
+    /// Scale and shift, `[width]` each.
+    #[cfg(feature = "cubecl")]
+    fn vectors(&self, pass: &Pass) -> [Tensor<1>; 2] {
+        [self.weight, self.bias].map(|part| pass.weights.vector(part))
     }
 
     /// Scale and shift, each `[1, .., 1, width]`, for callers that normalised before.
@@ -141,13 +168,30 @@ impl LayerNorm {
 
 /// `(x - mean) / sqrt(variance + epsilon)` over the last axis.
 pub(crate) fn normalise<const D: usize>(x: Tensor<D>, epsilon: f32) -> Tensor<D> {
+    #[cfg(feature = "cubecl")]
+    if fused::applies(&x) {
+        return fused::normalise(x, epsilon);
+    }
     let centred = x.clone() - x.mean_dim(D - 1);
     let variance = (centred.clone() * centred.clone()).mean_dim(D - 1);
     centred * (variance + epsilon).sqrt().recip()
 }
 
+/// `x Φ(x)`
+pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "cubecl")]
+    if fused::applies(&x) {
+        return fused::gelu(fused::Gelu::Exact, x);
+    }
+    activation::gelu(x)
+}
+
 /// x · sigmoid(1.702 x), CLIP's activation.
 pub(crate) fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "cubecl")]
+    if fused::applies(&x) {
+        return fused::gelu(fused::Gelu::Quick, x);
+    }
     x.clone() * activation::sigmoid(x * 1.702)
 }
 
@@ -184,6 +228,14 @@ pub(crate) fn attend(
     };
     let scale = 1.0 / ((width / heads) as f32).sqrt();
     let keys = split(k).seen(|k| k.swap_dims(2, 3));
+    #[cfg(feature = "cubecl")]
+    if fused::applies(&q) {
+        let draw = dropout.and_then(|dropout| fused::Draw::of(pass, dropout));
+        let scores = products.multiply_on(split(q), keys);
+        let kept = scores.seen(|scores| fused::softmax(scores, scale, mask, draw));
+        let context = products.multiply(kept, split(v));
+        return context.swap_dims(1, 2).reshape([batch, queries, width]);
+    }
     let mut scores = products.multiply(split(q * scale), keys);
     if let Some(mask) = mask {
         scores = scores + mask.clone();
@@ -272,8 +324,9 @@ impl AttentionBlock {
             mask,
             Some(&self.dropout_probabilities),
         );
-        let output = pass.dropout(&self.dropout_output, self.dense.forward(pass, context));
-        self.norm.forward(pass, output + x)
+        let output = self.dense.forward(pass, context);
+        self.norm
+            .forward_sum(pass, (&self.dropout_output, output), x)
     }
 }
 
@@ -302,9 +355,9 @@ impl FeedForward {
     /// # Shapes
     /// `[batch, length, hidden]` → the same
     pub fn forward(&self, pass: &Pass, x: Tensor<3>) -> Tensor<3> {
-        let wide = activation::gelu(self.widen.forward(pass, x.clone()));
-        let output = pass.dropout(&self.dropout, self.narrow.forward(pass, wide));
-        self.norm.forward(pass, output + x)
+        let wide = gelu(self.widen.forward(pass, x.clone()));
+        let output = self.narrow.forward(pass, wide);
+        self.norm.forward_sum(pass, (&self.dropout, output), x)
     }
 }
 

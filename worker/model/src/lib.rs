@@ -19,6 +19,8 @@ mod draws;
 mod error;
 mod exact_product;
 pub mod floor;
+#[cfg(feature = "cubecl")]
+mod fused;
 mod gradient;
 mod group;
 mod heads;

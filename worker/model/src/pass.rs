@@ -142,14 +142,8 @@ impl<'a> Pass<'a> {
         dropout: &Dropout,
         shape: [usize; D],
     ) -> Option<Tensor<D>> {
-        let Draws::Keys(keys) = self.draws else {
-            return None;
-        };
-        if dropout.rate == 0.0 {
-            return None;
-        }
+        let keys = self.dropout_keys(dropout)?;
         let _drawing = phase!(self.weights.device(), "masks and noise");
-        let keys = site_keys(keys, self.number, &dropout.site);
         #[cfg(feature = "cubecl")]
         if let Some(mask) =
             draw_kernels::dropout_mask(self.weights.device(), &keys, dropout.rate, shape)
@@ -158,6 +152,16 @@ impl<'a> Pass<'a> {
         }
         let mask = draws::dropout_mask(&keys, dropout.rate, shape.iter().product());
         Some(self.constant(mask, shape))
+    }
+
+    /// The keys of a site, one per micro-batch, or `None` where nothing is dropped.
+    pub fn dropout_keys(&self, dropout: &Dropout) -> Option<Vec<Key>> {
+        match self.draws {
+            Draws::Keys(keys) if dropout.rate != 0.0 => {
+                Some(site_keys(keys, self.number, &dropout.site))
+            }
+            _ => None,
+        }
     }
 
     /// Dropout of a tensor.

@@ -43,6 +43,15 @@ impl Products {
         }
     }
 
+    /// `a b` in the type of products, which is what the next product takes.
+    #[cfg(feature = "cubecl")]
+    pub fn multiply_on<const D: usize>(self, a: Operand<D>, b: Operand<D>) -> Operand<D> {
+        Operand(match self.matmul {
+            Matmul::F32 => exact_product::matmul(a.0, b.0),
+            Matmul::Tf32 | Matmul::Bf16 => a.0.matmul(b.0),
+        })
+    }
+
     /// `x W + b` of all rows as one matrix: with more axes the library copies the weight each time.
     ///
     /// # Shapes
