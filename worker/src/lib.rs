@@ -17,6 +17,8 @@ mod inspect;
 mod link;
 pub mod memory;
 pub mod optimizer;
+#[cfg(feature = "cubecl")]
+mod optimizer_kernel;
 mod optimizer_on_device;
 pub mod partials;
 mod session;

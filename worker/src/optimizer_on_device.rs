@@ -1,13 +1,16 @@
 //! AdamW on a device with a memory of its own: the same formula as `optimizer`, as tensor
 //! operations on the flat vectors, so that the model never crosses to the host for a step.
 //!
-//! Rates and decays differ by parameter; they are laid out as two vectors for the update and freed
-//! behind it. Price: for that moment two more vectors of the model's size, when no activations
-//! live. It refuses to know the model.
+//! A device with kernels takes the update as one of them. Elsewhere rates and decays, which differ
+//! by parameter, are laid out as two vectors for the update and freed behind it. Price: for that
+//! moment two more vectors of the model's size, when no activations live. It refuses to know the
+//! model.
 
 use burn::tensor::{Device, Tensor};
 
 use crate::optimizer::AdamW;
+#[cfg(feature = "cubecl")]
+use crate::optimizer_kernel;
 
 /// Parameters, first and second moments.
 pub(crate) type Tensors = [Tensor<1>; 3];
@@ -15,13 +18,18 @@ pub(crate) type Tensors = [Tensor<1>; 3];
 /// Update number `step` (0-based) with the mean gradient of the step, all on one device and outside
 /// autodiff.
 pub(crate) fn apply(optimizer: &AdamW, step: u64, state: Tensors, gradient: Tensor<1>) -> Tensors {
-    let [params, m, v] = state;
     let numbers = optimizer.numbers();
+    let spans = optimizer.spans(step);
+    #[cfg(feature = "cubecl")]
+    if let Some(updated) = optimizer_kernel::apply(numbers, &spans, &state, &gradient) {
+        return updated;
+    }
+    let [params, m, v] = state;
     let square = gradient.clone() * gradient.clone();
     let m = m * numbers.beta1 + gradient * numbers.one_minus_beta1;
     let v = v * numbers.beta2 + square * numbers.one_minus_beta2;
     let towards = m.clone() / (v.clone().sqrt() + numbers.epsilon);
-    let (device, spans) = (params.device(), optimizer.spans(step));
+    let device = params.device();
     let params = params - towards * laid_out(&device, spans.iter().map(|(n, size, _)| (*n, *size)));
     let decays = laid_out(&device, spans.iter().map(|(n, _, decay)| (*n, *decay)));
     let decayed = params.clone() * decays;
@@ -41,9 +49,31 @@ mod tests {
     use belfry_configs::rng::{Key, Purpose};
     use burn::tensor::TensorData;
 
-    /// On the same arithmetic both ways give the same bits.
+    /// Devices whose update must have the host's bits: the host's own operations, and kernels.
+    fn devices() -> Vec<Device> {
+        #[allow(unused_mut)]
+        let mut found = vec![Device::flex()];
+        #[cfg(feature = "cubecl-cpu")]
+        found.push(Device::cpu());
+        #[cfg(feature = "cuda")]
+        found.extend(Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec());
+        if found.len() == 1 {
+            println!("SKIPPED the kernel: no GPU, and built without the feature `cubecl-cpu`");
+        }
+        found
+    }
+
     #[test]
-    fn device_and_host_update_alike() {
+    fn devices_and_host_update_alike() {
+        for device in devices() {
+            for each in [1, 7, 5_003] {
+                check(&device, each);
+            }
+        }
+    }
+
+    /// Several updates of parameters with `each` elements.
+    fn check(device: &Device, each: usize) {
         let names = [
             "cross_modal_text_layers.0.attention.self.query.weight",
             "mlm_score.bias",
@@ -53,7 +83,7 @@ mod tests {
         ];
         let groups = names.iter().enumerate().map(|(i, name)| {
             let trained = !name.contains("pooler");
-            ParamGroup::of(name, 7 * i, 7, trained)
+            ParamGroup::of(name, each * i, each, trained)
         });
         let config = belfry_configs::load_str(
             include_str!("../../configs/tiny.toml"),
@@ -62,7 +92,7 @@ mod tests {
         );
         let optim = config.expect("a run file of this repository").optim.clone();
         let optimizer = AdamW::new(optim, 12, 2, groups.collect());
-        let len = 7 * names.len();
+        let len = each * names.len();
         let draw = |name: &str| -> Vec<f32> {
             let key = Key::new(1, Purpose::Init).with_name(name);
             (0..len).map(|i| key.normal(i as u64)).collect()
@@ -70,18 +100,18 @@ mod tests {
         let mut host = [draw("p"), vec![0.0; len], vec![0.0; len]];
         let tensor = |values: &[f32]| {
             let data = TensorData::new(values.to_vec(), [len]);
-            Tensor::<1>::from_data(data, &Device::flex())
+            Tensor::<1>::from_data(data, device)
         };
-        let mut device = host.each_ref().map(|values| tensor(values));
+        let mut held = host.each_ref().map(|values| tensor(values));
         for step in 0..4 {
             let mut gradient = draw(&format!("g{step}"));
-            gradient[14..21].fill(0.0);
+            gradient[2 * each..3 * each].fill(0.0);
             let [params, m, v] = &mut host;
             optimizer.apply(step, State { params, m, v }, &gradient);
-            device = apply(&optimizer, step, device, tensor(&gradient));
+            held = apply(&optimizer, step, held, tensor(&gradient));
         }
-        for (host, device) in host.iter().zip(device) {
-            assert_eq!(*host, device.try_into_vec_as::<f32>().expect("on the host"));
+        for (host, held) in host.iter().zip(held) {
+            assert_eq!(*host, held.try_into_vec_as::<f32>().expect("can be read"));
         }
     }
 }
