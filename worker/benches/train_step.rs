@@ -34,7 +34,7 @@ struct Case(&'static [&'static str]);
 const BASE: [Case; 1] = [Case(&[])];
 
 /// One size at a time, off the base case.
-const GROWTH: [Case; 14] = [
+const GROWTH: [Case; 17] = [
     Case(&["model.image.size=192"]),
     Case(&["model.image.size=384"]),
     Case(&["data.text_len=25"]),
@@ -47,6 +47,9 @@ const GROWTH: [Case; 14] = [
     Case(&["batch.micro_batch=1"]),
     Case(&["batch.micro_batch=4"]),
     Case(&["batch.device_batch=2"]),
+    Case(&["batch.recompute=blocks"]),
+    Case(&["batch.recompute=blocks", "batch.micro_batch=4"]),
+    Case(&["batch.recompute=blocks", "model.cross_layers=8"]),
     Case(&["model.system=bridgetower"]),
     Case(&["model.dropout=0", "model.manager_noise=false"]),
 ];
@@ -135,6 +138,7 @@ impl Worker {
         let settings: Vec<String> = settings.map(|s| (*s).to_owned()).collect();
         let config = belfry_configs::load(&file, &settings).expect("a valid case");
         let tower = ManagerTower::new(&config.model, config.data.text_len as usize).expect("fits");
+        let tower = tower.recomputing(config.batch.recompute);
         let parameters = tower.table().init(1);
         let moments = vec![0.0; parameters.len()];
         Worker {

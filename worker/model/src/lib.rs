@@ -30,6 +30,7 @@ mod pretrain;
 mod rank;
 mod retrieve;
 mod scored;
+mod segments;
 mod shared_images;
 mod side_by_side;
 pub mod size;

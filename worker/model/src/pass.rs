@@ -2,13 +2,15 @@
 //!
 //! Carried through every layer. It refuses to know the layers.
 
-use burn::tensor::{Gradients, Tensor, TensorData};
+use belfry_configs::Recompute;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::draws::{Draws, dropout_mask, expert_of, manager_noise};
 use crate::error::ModelError;
 use crate::inspect::Observer;
 use crate::manager::Aggregated;
 use crate::params::ParamId;
+use crate::segments::{Segment, Slopes};
 use crate::weights::{Weights, read, scatter_rows};
 
 /// A tensor that a forward pass showed.
@@ -45,11 +47,17 @@ pub(crate) struct Pass<'a> {
     /// Which pass through the network this is: of pre-training 0 is MLM and 1 ITM, of NLVR2 each
     /// image has one. Part of every draw.
     pub number: u64,
-    draws: Draws<'a>,
+    pub draws: Draws<'a>,
     gathered: Vec<Gathered>,
     trace: Option<&'a mut Trace>,
     /// Who looks at what the managers do.
     pub observer: Option<Observer<'a>>,
+    /// Which segments' graphs are made again for the backward pass.
+    pub recompute: Recompute,
+    /// In the order of the forward pass.
+    pub segments: Vec<Segment<'a>>,
+    /// The weights outside autodiff, once a block wants them.
+    pub plain: Option<Weights>,
 }
 
 /// A dropout site: its rate and the name that its draws are keyed by.
@@ -73,6 +81,9 @@ impl<'a> Pass<'a> {
             gathered: Vec::new(),
             trace,
             observer: None,
+            recompute: Recompute::None,
+            segments: Vec::new(),
+            plain: None,
         }
     }
 
@@ -177,18 +188,15 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds the gradients of everything this pass read to `flat` (name order).
-    pub fn collect(self, gradients: Gradients, flat: &mut [f32]) -> Result<(), ModelError> {
-        Self::collect_all(&mut [(self, gradients)], flat)
+    pub fn collect(self, slopes: Slopes, flat: &mut [f32]) -> Result<(), ModelError> {
+        Self::collect_all(&mut [(self, slopes)], flat)
     }
 
     /// The same of several passes, in their order.
-    pub fn collect_all(
-        passes: &mut [(Pass, Gradients)],
-        flat: &mut [f32],
-    ) -> Result<(), ModelError> {
-        for (pass, gradients) in &mut *passes {
+    pub fn collect_all(passes: &mut [(Pass, Slopes)], flat: &mut [f32]) -> Result<(), ModelError> {
+        for (pass, slopes) in &mut *passes {
             for used in pass.gathered.drain(..) {
-                if let Some(rows) = used.leaf.grad_remove(gradients) {
+                if let Some(rows) = slopes.take(&used.leaf) {
                     let rows = read(rows, "gradient of looked-up rows")?;
                     let sum = pass.weights.slice_of(used.table, flat);
                     scatter_rows(sum, &rows, &used.ids, used.skip);
@@ -196,7 +204,8 @@ impl<'a> Pass<'a> {
             }
         }
         let sources = passes.iter_mut();
-        let mut sources: Vec<_> = sources.map(|(pass, g)| (pass.weights, g)).collect();
+        let sources = sources.flat_map(|(pass, slopes)| slopes.sources(pass.weights));
+        let mut sources: Vec<_> = sources.collect();
         Weights::collect_all(&mut sources, flat)
     }
 }

@@ -4,7 +4,7 @@
 //! out. The passes meet in the images alone, so on the host they run side by side. It refuses to
 //! know lanes and how gradients are combined further.
 
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::Tensor;
 
 use crate::batch::{IGNORED, Labels, MicroBatchReport, PretrainBatch};
 use crate::draws::Draws;
@@ -14,6 +14,7 @@ use crate::layers::Linear;
 use crate::loss::GroupLoss;
 use crate::pass::{Pass, Trace};
 use crate::scored::{Run, Scored};
+use crate::segments::Slopes;
 use crate::shared_images::{Owed, SharedImages, View};
 use crate::side_by_side::side_by_side;
 use crate::tower::{Images, Inputs, ManagerTower};
@@ -112,10 +113,10 @@ struct Passes<'a> {
 /// A pass that is through: backward too, if that was asked.
 struct Through<'a> {
     losses: Vec<GroupLoss>,
-    backward: Option<((Pass<'a>, Gradients), Owed)>,
+    backward: Option<((Pass<'a>, Slopes), Owed)>,
 }
 
-impl Passes<'_> {
+impl<'t> Passes<'t> {
     /// One after the other, each with its own run of the image tower, so that both can be shown
     /// whole.
     fn apart(&self, run: Run) -> Result<[Vec<GroupLoss>; 2], ModelError> {
@@ -132,6 +133,7 @@ impl Passes<'_> {
         };
         let mut pass = Pass::new(weights, MLM, draws, trace.as_deref_mut());
         let words = self.score_words(&mut pass, pixels(&self.batch.images))?;
+        drop(pass);
         let words = match words {
             Some(scored) => scored.losses(count)?.0,
             None => vec![GroupLoss::default(); count],
@@ -151,13 +153,14 @@ impl Passes<'_> {
         } = run;
         let training = gradient.is_some();
         let distinct = self.distinct_images();
-        let shared = SharedImages::new(self.tower, weights, &distinct.images)?;
+        let forks = SharedImages::forks(weights, distinct.images.len());
+        let shared = SharedImages::new(self.tower, &forks, &distinct.images)?;
         let views = [distinct.words, distinct.matches].map(|rows| rows.map(|r| shared.view(r)));
         let forks = [MLM, ITM].map(|_| weights.fork());
         let jobs = [MLM, ITM].into_iter().zip(&forks).zip(views);
         let jobs = jobs.map(|((number, weights), view)| {
             move || {
-                let pass = Pass::new(weights, number, draws, None);
+                let pass = self.tower.pass(weights, number, draws, None);
                 view.map(|view| self.through(pass, view, training))
                     .transpose()
             }
@@ -187,7 +190,10 @@ impl Passes<'_> {
         mut pass: Pass<'p>,
         view: View,
         training: bool,
-    ) -> Result<Through<'p>, ModelError> {
+    ) -> Result<Through<'p>, ModelError>
+    where
+        't: 'p,
+    {
         let images = Images::Experts(view.experts.clone());
         let scored = match pass.number {
             MLM => self.score_words(&mut pass, images)?,
@@ -195,12 +201,16 @@ impl Passes<'_> {
         };
         let scored = scored.expect("the MLM pass runs with masked words only");
         let (losses, slopes) = scored.losses(self.batch.micro_batches)?;
-        let backward = training.then(|| {
-            let mut gradients = scored.backward(&pass, slopes);
-            let owed = view.owed(&mut gradients);
-            ((pass, gradients), owed)
-        });
-        Ok(Through { losses, backward })
+        let mut through = Through {
+            losses,
+            backward: None,
+        };
+        if training {
+            let mut slopes = scored.backward(&mut pass, slopes)?;
+            let owed = view.owed(&mut slopes);
+            through.backward = Some(((pass, slopes), owed));
+        }
+        Ok(through)
     }
 
     /// The images that have to go through the tower: a matching pair's once.
@@ -233,11 +243,14 @@ impl Passes<'_> {
         }
     }
 
-    fn score_words(
+    fn score_words<'p>(
         &self,
-        pass: &mut Pass,
+        pass: &mut Pass<'p>,
         images: Images<'_>,
-    ) -> Result<Option<Scored>, ModelError> {
+    ) -> Result<Option<Scored>, ModelError>
+    where
+        't: 'p,
+    {
         let batch = self.batch;
         let words = Words {
             inputs: Inputs {
@@ -252,7 +265,14 @@ impl Passes<'_> {
         self.tower.score_words(pass, self.mlm, &words)
     }
 
-    fn score_matches(&self, pass: &mut Pass, images: Images<'_>) -> Result<Scored, ModelError> {
+    fn score_matches<'p>(
+        &self,
+        pass: &mut Pass<'p>,
+        images: Images<'_>,
+    ) -> Result<Scored, ModelError>
+    where
+        't: 'p,
+    {
         let batch = self.batch;
         let inputs = Inputs {
             ids: &batch.ids,

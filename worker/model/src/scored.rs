@@ -2,13 +2,14 @@
 //!
 //! Shared by all tasks. It refuses to know which head made the logits.
 
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::Tensor;
 
 use crate::batch::{Labels, expect};
 use crate::draws::Draws;
 use crate::error::ModelError;
 use crate::loss::{GroupLoss, binary_cross_entropy, cross_entropy};
 use crate::pass::{Pass, Trace};
+use crate::segments::Slopes;
 use crate::tower::ManagerTower;
 use crate::weights::{Weights, read};
 
@@ -112,23 +113,23 @@ impl Scored {
     }
 
     /// The backward pass from the gradient of the logits.
-    pub fn backward(self, pass: &Pass, slopes: Vec<f32>) -> Gradients {
+    pub fn backward(self, pass: &mut Pass, slopes: Vec<f32>) -> Result<Slopes, ModelError> {
         // The derivative of sum(logits * slopes) is slopes; its value is never read.
         let slopes = pass.constant(slopes, self.logits.dims());
-        (self.logits * slopes).sum().backward()
+        pass.backward((self.logits * slopes).sum())
     }
 
     /// Losses on the host; then, if asked, the backward pass.
     pub fn finish(
         self,
-        pass: Pass,
+        mut pass: Pass,
         micro_batches: usize,
         gradient: Option<&mut [f32]>,
     ) -> Result<Vec<GroupLoss>, ModelError> {
         let (losses, slopes) = self.losses(micro_batches)?;
         if let Some(gradient) = gradient {
-            let gradients = self.backward(&pass, slopes);
-            pass.collect(gradients, gradient)?;
+            let slopes = self.backward(&mut pass, slopes)?;
+            pass.collect(slopes, gradient)?;
         }
         Ok(losses)
     }

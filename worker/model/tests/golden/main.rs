@@ -19,6 +19,7 @@ mod towers;
 mod updates;
 
 use arrays::{distance, flat};
+use belfry_configs::Recompute;
 use belfry_model::resize_positions;
 use cases::{Case, Found, everything, golden_dirs};
 use runs::{Ask, Outcome, run};
@@ -219,6 +220,12 @@ fn check(case: &Case) -> Reached {
         outputs::check_losses(case, &evaluated, &mut reached);
     }
     check_gradient(case, tower.table(), &trained, &mut reached);
+    let recomputing = tower.clone().recomputing(Recompute::Blocks);
+    let again = run(case, &recomputing, &params, Ask::Gradient);
+    if again.losses != trained.losses || again.gradient != trained.gradient {
+        let failure = "recomputation changes losses or gradients".to_owned();
+        reached.failures.push(failure);
+    }
     updates::check(case, &tower, params, &mut reached);
     reached
 }

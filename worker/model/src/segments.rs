@@ -1,0 +1,160 @@
+//! A pass in segments: what is kept between forward and backward, and what is computed again.
+//!
+//! The library differentiates one graph and keeps everything in it. Here a pass is a chain of small
+//! graphs: a block (a layer of a tower, a transform, a cross-modal layer with its managers) starts
+//! from leaves, and its outputs are leaves again. Backward begins at the loss and walks the segments
+//! from the last to the first: what later ones owe to a segment's outputs starts the backward of its
+//! graph. That graph was either kept since the forward pass or is made now, by running the block
+//! again ([`Recompute::Blocks`]): the forward pass then ran outside autodiff and kept only outputs.
+//! Both ways add the same numbers in the same order, so recomputation changes no bit; draws are
+//! keyed, so they are the same the second time. Price of the seams: a product and a sum per output.
+//! It refuses to know what blocks compute.
+
+use belfry_configs::Recompute;
+use burn::tensor::{Gradients, Tensor};
+
+use crate::error::ModelError;
+use crate::pass::Pass;
+use crate::weights::{Weights, enter, new_leaf};
+
+/// A block's verb. All it reads beside its inputs comes from the pass that it is given: the second
+/// run, or the one outside autodiff, is given another.
+type Run<'a> =
+    Box<dyn Fn(&mut Pass, &[Tensor<3>]) -> Result<Vec<Tensor<3>>, ModelError> + Send + 'a>;
+
+/// The end of a segment's graph.
+enum Ends<'a> {
+    Kept(Vec<Tensor<3>>),
+    Again {
+        run: Run<'a>,
+        inputs: Vec<Tensor<3>>,
+    },
+}
+
+/// A part of a pass with a graph of its own.
+pub(crate) struct Segment<'a> {
+    ends: Ends<'a>,
+    /// The ends' numbers as leaves: where whatever comes behind begins.
+    outputs: Vec<Tensor<3>>,
+    /// [`Pass::number`] when it ran.
+    number: u64,
+}
+
+/// Gradients of a pass, those of the last graph first.
+pub(crate) struct Slopes(Vec<Gradients>);
+
+impl Slopes {
+    /// A leaf's gradient, if anything reached it; it is taken out.
+    pub fn take<const D: usize>(&mut self, leaf: &Tensor<D>) -> Option<Tensor<D>> {
+        let terms = self.0.iter_mut().filter_map(|g| leaf.grad_remove(g));
+        terms.reduce(|a, b| a + b)
+    }
+
+    /// Adds the gradients of the weights to `flat` (name order).
+    pub fn collect(&mut self, weights: &Weights, flat: &mut [f32]) -> Result<(), ModelError> {
+        let mut sources: Vec<_> = self.sources(weights).collect();
+        Weights::collect_all(&mut sources, flat)
+    }
+
+    /// As [`Weights::collect_all`] wants them.
+    pub fn sources<'s>(
+        &'s mut self,
+        weights: &'s Weights,
+    ) -> impl Iterator<Item = (&'s Weights, &'s mut Gradients)> {
+        self.0.iter_mut().map(move |gradients| (weights, gradients))
+    }
+}
+
+impl<'a> Pass<'a> {
+    /// Runs a block. `inputs` are outputs of earlier segments or other leaves; a block reads nothing
+    /// else that asks for gradients, and gathers no rows.
+    pub fn block<F>(&mut self, inputs: Vec<Tensor<3>>, run: F) -> Result<Vec<Tensor<3>>, ModelError>
+    where
+        F: Fn(&mut Pass, &[Tensor<3>]) -> Result<Vec<Tensor<3>>, ModelError> + Send + 'a,
+    {
+        if !self.weights.device().is_autodiff() {
+            return run(self, &inputs);
+        }
+        debug_assert!(inputs.iter().all(Tensor::is_require_grad), "cut them first");
+        match self.recompute {
+            Recompute::None => {
+                let ends = run(self, &inputs)?;
+                Ok(self.cut(ends))
+            }
+            Recompute::Blocks => {
+                let weights = self.weights;
+                let plain = self.plain.get_or_insert_with(|| weights.without_gradient());
+                let values: Vec<_> = inputs.iter().map(|x| x.clone().inner()).collect();
+                let outputs = run(
+                    &mut Pass::new(plain, self.number, self.draws, None),
+                    &values,
+                )?;
+                let run = Box::new(run);
+                Ok(self.close(Ends::Again { run, inputs }, outputs))
+            }
+        }
+    }
+
+    /// Ends a segment whose graph is kept: the same numbers as leaves.
+    pub fn cut(&mut self, ends: Vec<Tensor<3>>) -> Vec<Tensor<3>> {
+        if !self.weights.device().is_autodiff() {
+            return ends;
+        }
+        let values = ends.iter().map(|end| end.clone().inner()).collect();
+        self.close(Ends::Kept(ends), values)
+    }
+
+    fn close(&mut self, ends: Ends<'a>, values: Vec<Tensor<3>>) -> Vec<Tensor<3>> {
+        let leaf = |values| new_leaf(values, self.weights.device());
+        let outputs: Vec<_> = values.into_iter().map(leaf).collect();
+        self.segments.push(Segment {
+            ends,
+            outputs: outputs.clone(),
+            number: self.number,
+        });
+        outputs
+    }
+
+    /// Backward from `loss` through all segments that led to it. Others wait for a later backward.
+    ///
+    /// # Errors
+    /// Those of the blocks that run again.
+    pub fn backward(&mut self, loss: Tensor<1>) -> Result<Slopes, ModelError> {
+        let mut slopes = Slopes(vec![loss.backward()]);
+        let mut waiting = Vec::new();
+        while let Some(segment) = self.segments.pop() {
+            let owed = segment.outputs.iter().map(|output| slopes.take(output));
+            let owed: Vec<Option<Tensor<3>>> = owed.collect();
+            if owed.iter().all(Option::is_none) {
+                waiting.push(segment);
+                continue;
+            }
+            let ends = match segment.ends {
+                Ends::Kept(ends) => ends,
+                Ends::Again { run, inputs } => {
+                    self.number = segment.number;
+                    run(self, &inputs)?
+                }
+            };
+            // The derivative of sum(end * owed) is what is owed; its value is never read.
+            let terms = ends.into_iter().zip(owed).filter_map(|(end, owed)| {
+                let owed = enter(owed?, self.weights.device());
+                Some((end * owed).sum())
+            });
+            let sum = terms.reduce(|a, b| a + b).expect("something is owed");
+            slopes.0.push(sum.backward());
+        }
+        waiting.reverse();
+        self.segments = waiting;
+        Ok(slopes)
+    }
+
+    /// A constant of this pass or of another over the same weights, as this one computes with it.
+    pub fn adopt<const D: usize>(&self, constant: &Tensor<D>) -> Tensor<D> {
+        if constant.device().is_autodiff() && !self.weights.device().is_autodiff() {
+            constant.clone().inner()
+        } else {
+            constant.clone()
+        }
+    }
+}
