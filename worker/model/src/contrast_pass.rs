@@ -83,8 +83,7 @@ impl<'a> ContrastPass<'a> {
                 hard: copies,
                 scored,
             } = fusion;
-            let mut slopes = scored.backward(&mut pass, slopes)?;
-            slopes.collect(pass.weights, gradient)?;
+            let mut slopes = scored.backward(&mut pass, slopes, Some(gradient))?;
             let table = self.tower.table();
             gradient[table.offset(self.itc.temperature)] += contrast.temperature as f32;
             let mut owed = self.owed_to_features(&pass, &towers, group, &contrast)?;
@@ -101,8 +100,7 @@ impl<'a> ContrastPass<'a> {
             }
             let total = owed.into_iter().reduce(|a, b| a + b);
             let total = total.expect("two features at least");
-            drop(slopes);
-            let slopes = pass.backward(total)?;
+            let slopes = pass.backward(total, Some(gradient))?;
             pass.collect(slopes, gradient)?;
         }
         Ok((contrast.loss, losses[0]))

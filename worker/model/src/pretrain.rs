@@ -148,7 +148,7 @@ impl<'t> Passes<'t> {
         let Run {
             weights,
             draws,
-            gradient,
+            mut gradient,
             ..
         } = run;
         let training = gradient.is_some();
@@ -158,10 +158,13 @@ impl<'t> Passes<'t> {
         let views = [distinct.words, distinct.matches].map(|rows| rows.map(|r| shared.view(r)));
         let forks = [MLM, ITM].map(|_| weights.fork());
         let jobs = [MLM, ITM].into_iter().zip(&forks).zip(views);
+        // The first pass adds to the sum as it goes; the other one's terms come behind.
+        let mut sum = gradient.as_deref_mut();
         let jobs = jobs.map(|((number, weights), view)| {
+            let sum = view.as_ref().and_then(|_| sum.take());
             move || {
                 let pass = self.tower.pass(weights, number, draws, None);
-                view.map(|view| self.through(pass, view, training))
+                view.map(|view| self.through(pass, view, training, sum))
                     .transpose()
             }
         });
@@ -190,6 +193,7 @@ impl<'t> Passes<'t> {
         mut pass: Pass<'p>,
         view: View,
         training: bool,
+        sum: Option<&mut [f32]>,
     ) -> Result<Through<'p>, ModelError>
     where
         't: 'p,
@@ -206,7 +210,7 @@ impl<'t> Passes<'t> {
             backward: None,
         };
         if training {
-            let mut slopes = scored.backward(&mut pass, slopes)?;
+            let mut slopes = scored.backward(&mut pass, slopes, sum)?;
             let owed = view.owed(&mut slopes);
             through.backward = Some(((pass, slopes), owed));
         }

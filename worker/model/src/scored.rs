@@ -112,11 +112,16 @@ impl Scored {
         Ok((losses, slopes))
     }
 
-    /// The backward pass from the gradient of the logits.
-    pub fn backward(self, pass: &mut Pass, slopes: Vec<f32>) -> Result<Slopes, ModelError> {
+    /// The backward pass from the gradient of the logits, as [`Pass::backward`].
+    pub fn backward(
+        self,
+        pass: &mut Pass,
+        slopes: Vec<f32>,
+        sum: Option<&mut [f32]>,
+    ) -> Result<Slopes, ModelError> {
         // The derivative of sum(logits * slopes) is slopes; its value is never read.
         let slopes = pass.constant(slopes, self.logits.dims());
-        pass.backward((self.logits * slopes).sum())
+        pass.backward((self.logits * slopes).sum(), sum)
     }
 
     /// Losses on the host; then, if asked, the backward pass.
@@ -128,7 +133,7 @@ impl Scored {
     ) -> Result<Vec<GroupLoss>, ModelError> {
         let (losses, slopes) = self.losses(micro_batches)?;
         if let Some(gradient) = gradient {
-            let slopes = self.backward(&mut pass, slopes)?;
+            let slopes = self.backward(&mut pass, slopes, Some(gradient))?;
             pass.collect(slopes, gradient)?;
         }
         Ok(losses)

@@ -41,6 +41,7 @@ pub(crate) struct Segment<'a> {
 }
 
 /// Gradients of a pass, those of the last graph first.
+#[derive(Default)]
 pub(crate) struct Slopes(Vec<Gradients>);
 
 impl Slopes {
@@ -48,12 +49,6 @@ impl Slopes {
     pub fn take<const D: usize>(&mut self, leaf: &Tensor<D>) -> Option<Tensor<D>> {
         let terms = self.0.iter_mut().filter_map(|g| leaf.grad_remove(g));
         terms.reduce(|a, b| a + b)
-    }
-
-    /// Adds the gradients of the weights to `flat` (name order).
-    pub fn collect(&mut self, weights: &Weights, flat: &mut [f32]) -> Result<(), ModelError> {
-        let mut sources: Vec<_> = self.sources(weights).collect();
-        Weights::collect_all(&mut sources, flat)
     }
 
     /// As [`Weights::collect_all`] wants them.
@@ -116,11 +111,27 @@ impl<'a> Pass<'a> {
     }
 
     /// Backward from `loss` through all segments that led to it. Others wait for a later backward.
+    /// With `sum` (flat, name order) the weights' gradients are added to it as they come and dropped;
+    /// without they stay until they are collected, because another pass's come first.
     ///
     /// # Errors
-    /// Those of the blocks that run again.
-    pub fn backward(&mut self, loss: Tensor<1>) -> Result<Slopes, ModelError> {
-        let mut slopes = Slopes(vec![loss.backward()]);
+    /// Those of the blocks that run again; [`ModelError::Device`] if a gradient cannot be read.
+    pub fn backward(
+        &mut self,
+        loss: Tensor<1>,
+        mut sum: Option<&mut [f32]>,
+    ) -> Result<Slopes, ModelError> {
+        let weights = self.weights;
+        let mut slopes = Slopes::default();
+        let mut differentiate = |loss: Tensor<1>, slopes: &mut Slopes| {
+            let mut gradients = loss.backward();
+            if let Some(sum) = &mut sum {
+                Weights::collect_all(&mut [(weights, &mut gradients)], sum)?;
+            }
+            slopes.0.push(gradients);
+            Ok(())
+        };
+        differentiate(loss, &mut slopes)?;
         let mut waiting = Vec::new();
         while let Some(segment) = self.segments.pop() {
             let owed = segment.outputs.iter().map(|output| slopes.take(output));
@@ -137,12 +148,12 @@ impl<'a> Pass<'a> {
                 }
             };
             // The derivative of sum(end * owed) is what is owed; its value is never read.
-            let terms = ends.into_iter().zip(owed).filter_map(|(end, owed)| {
-                let owed = enter(owed?, self.weights.device());
-                Some((end * owed).sum())
-            });
-            let sum = terms.reduce(|a, b| a + b).expect("something is owed");
-            slopes.0.push(sum.backward());
+            let terms = ends
+                .into_iter()
+                .zip(owed)
+                .filter_map(|(end, owed)| Some((end * enter(owed?, weights.device())).sum()));
+            let loss = terms.reduce(|a, b| a + b).expect("something is owed");
+            differentiate(loss, &mut slopes)?;
         }
         waiting.reverse();
         self.segments = waiting;

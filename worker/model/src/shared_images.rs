@@ -106,21 +106,21 @@ impl<'a> SharedImages<'a> {
             .map(|expert| self.total(owed, expert))
             .collect();
         let device = self.device().clone();
-        let backward = |mut run: TowerRun<'a>, first: usize| {
+        let backward = |mut run: TowerRun<'a>, first: usize, sum: Option<&mut [f32]>| {
             let terms = run.experts.drain(..).zip(&slopes).map(|(x, slopes)| {
                 let slopes = slopes.clone().narrow(0, first, run.images);
                 (x * enter(slopes, &device)).sum()
             });
-            let sum = terms.reduce(|a, b| a + b).expect("a tower has experts");
-            let slopes = run.pass.backward(sum)?;
+            let loss = terms.reduce(|a, b| a + b).expect("a tower has experts");
+            let slopes = run.pass.backward(loss, sum)?;
             Ok((run.pass, slopes))
         };
-        let mut first = 0;
+        let (mut first, mut sum) = (0, Some(&mut *gradient));
         let jobs = self.runs.into_iter().map(|run| {
-            let start = first;
+            let (start, sum) = (first, sum.take());
             first += run.images;
             let backward = &backward;
-            move || backward(run, start)
+            move || backward(run, start, sum)
         });
         let through = side_by_side(&device, jobs).into_iter();
         let mut through = through.collect::<Result<Vec<_>, ModelError>>()?;

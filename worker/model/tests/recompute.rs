@@ -46,7 +46,10 @@ fn check(what: &str, model: &Model) {
     enlarge(&mut params);
     let kept = step(&tower, model.task, &params);
     let moved = kept.1.iter().filter(|bits| **bits << 1 != 0).count();
-    assert!(4 * moved > kept.1.len(), "{what}: {moved} gradients are not zero");
+    assert!(
+        4 * moved > kept.1.len(),
+        "{what}: {moved} gradients are not zero"
+    );
     let again = step(&tower.recomputing(Recompute::Blocks), model.task, &params);
     assert_eq!(kept.0, again.0, "{what}: losses");
     let other = kept.1.iter().zip(&again.1).filter(|(a, b)| a != b).count();
