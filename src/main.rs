@@ -1,5 +1,6 @@
 //! `belfry`: one binary, its roles are subcommands.
 
+mod bench;
 mod files;
 mod inspect;
 mod roles;
@@ -50,6 +51,13 @@ enum Command {
     ///
     /// Example: belfry inspect runs/quickstart --to inspect
     Inspect(inspect::InspectArguments),
+    /// Measure this machine: each figure beside its floor, measured in the same run.
+    ///
+    /// Example: belfry bench step configs/quickstart.toml
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
     /// Count a model: parameters, FLOPs, training memory.
     Model(size::ModelArguments),
     /// Print the resolved configuration and its hash, and check it.
@@ -67,7 +75,12 @@ const FATAL: u8 = 2;
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    if matches!(command, Command::Worker(_)) {
+    let trains = match &command {
+        Command::Worker(_) => true,
+        Command::Bench { bench } => bench.trains(),
+        _ => false,
+    };
+    if trains {
         belfry_worker::memory::keep_freed();
     }
     run(command)
@@ -83,6 +96,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Import(arguments) => weights::import(arguments).await,
         Command::Export(arguments) => weights::export(arguments).await,
         Command::Inspect(arguments) => inspect::inspect(arguments).await,
+        Command::Bench { bench } => bench::run(bench).await,
         Command::Model(arguments) => size::print(&arguments),
         Command::Config { config, settings } => print_config(&config, &settings),
     };

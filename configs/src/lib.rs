@@ -4,15 +4,19 @@
 //! refused. [`RunConfig::validate`] turns what was parsed into a [`ValidConfig`] that cannot be
 //! wrong: batch arithmetic, model sizes, schedule.
 
+mod collective;
 mod init;
 mod layers;
 mod model;
+mod precision;
 pub mod rng;
 mod run_config;
 mod validate;
 
+pub use collective::{Collective, Transport, Wire};
 pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
 pub use model::*;
+pub use precision::{Matmul, Precision};
 pub use run_config::*;
-pub use validate::ValidConfig;
+pub use validate::{CPU_APART, ValidConfig};

@@ -69,6 +69,11 @@ impl Key {
         self.with(hash)
     }
 
+    /// The key as a number, for kernels that draw where this code does not run.
+    pub const fn state(self) -> u64 {
+        self.0
+    }
+
     /// 64 random bits for element `index`.
     #[inline]
     pub const fn bits(self, index: u64) -> u64 {

@@ -3,8 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::collective::Collective;
 use crate::init::Init;
 use crate::model::Model;
+use crate::precision::Precision;
 
 /// One run file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +20,9 @@ pub struct RunConfig {
     pub data: Data,
     /// The model's sizes.
     pub model: Model,
+    /// The arithmetic of matrix products.
+    #[serde(default)]
+    pub precision: Precision,
     /// The weights to begin with.
     #[serde(default)]
     pub init: Init,
@@ -29,6 +34,9 @@ pub struct RunConfig {
     /// Membership and time.
     #[serde(default)]
     pub cluster: Cluster,
+    /// How gradients are summed.
+    #[serde(default)]
+    pub collective: Collective,
 }
 
 /// `[run]`
@@ -41,7 +49,8 @@ pub struct Run {
     pub seed: u64,
     /// Optimizer updates in total (paper: 100,000 for pre-training).
     pub steps: u64,
-    /// `cpu`, or `cuda:N` with the cuda feature.
+    /// `cpu`, or `cuda:N` with the cuda feature. `cpu-apart` is the CPU treated as a device with a
+    /// memory of its own: a check of what happens on GPUs, for machines that have none.
     #[serde(default = "default_device")]
     pub device: String,
 }

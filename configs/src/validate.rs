@@ -5,10 +5,13 @@ use std::ops::Deref;
 
 use crate::layers::ConfigError;
 use crate::model::{Manager, ManagerWeight, System};
+use crate::precision::Matmul;
 use crate::run_config::RunConfig;
 
 /// Lanes above this are refused: rank tables and the reduction tree stay small.
 const LANES_MAX: u32 = 4096;
+/// The CPU, treated as a device with a memory of its own.
+pub const CPU_APART: &str = "cpu-apart";
 /// Largest image side in pixels.
 const IMAGE_SIZE_MAX: u32 = 4096;
 
@@ -94,6 +97,7 @@ impl RunConfig {
         self.check_model()?;
         self.init.check()?;
         self.check_optim()?;
+        self.collective.check(&self.run.device)?;
         Ok(ValidConfig(self))
     }
 
@@ -107,10 +111,16 @@ impl RunConfig {
         let cuda = device
             .strip_prefix("cuda:")
             .is_some_and(|n| n.parse::<u16>().is_ok());
-        if device != "cpu" && !cuda {
+        if device != "cpu" && device != CPU_APART && !cuda {
             return Err(refuse(
                 "run.device",
-                format!("`{device}` is neither `cpu` nor `cuda:N`"),
+                format!("`{device}` is neither `cpu`, `{CPU_APART}` nor `cuda:N`"),
+            ));
+        }
+        if self.precision.matmul == Matmul::Tf32 && !cuda {
+            return Err(refuse(
+                "precision.matmul",
+                "`tf32` is arithmetic of GPUs; with run.device = \"cpu\" choose `f32` or `bf16`",
             ));
         }
         at_least_one("checkpoint.every_steps", self.checkpoint.every_steps)?;

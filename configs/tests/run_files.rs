@@ -159,3 +159,53 @@ fn what_the_chosen_system_cannot_have_is_named() {
         set(settings).unwrap_or_else(|e| panic!("{settings:?}: {e}"));
     }
 }
+
+#[test]
+fn a_sum_that_cannot_keep_its_promise_is_refused_and_the_choices_named() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let set = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load(&path, &settings)
+    };
+    let gpu = "run.device=cuda:0";
+    let refused: [(&[&str], &str, &str); 5] = [
+        (&["collective.wire=bf16"], "collective.wire", "nccl_ring"),
+        (
+            &[gpu, "collective.transport=nccl", "collective.wire=bf16"],
+            "collective.wire",
+            "who holds which lanes",
+        ),
+        (
+            &["collective.transport=nccl"],
+            "collective.transport",
+            "run.device",
+        ),
+        (
+            &[gpu, "collective.hierarchical=true"],
+            "collective.hierarchical",
+            "\"nccl\"",
+        ),
+        (&["collective.transport=gloo"], "", "`nccl_ring`"),
+    ];
+    for (settings, key, words) in refused {
+        let told = set(settings).expect_err("must be refused").to_string();
+        let named = told.starts_with(key) && told.contains(words);
+        assert!(named, "{settings:?}: {told}");
+    }
+    let tree = set(&[
+        gpu,
+        "collective.transport=nccl",
+        "collective.hierarchical=true",
+    ]);
+    let tree = tree.expect("valid").collective.clone();
+    assert_eq!((tree.order(), tree.same_bits()), ("tree", true));
+    let ring = [
+        gpu,
+        "collective.transport=nccl_ring",
+        "collective.wire=bf16",
+    ];
+    let ring = set(&ring).expect("valid").collective.clone();
+    assert_eq!((ring.order(), ring.same_bits()), ("ring bf16", false));
+    let plain = set(&[]).expect("valid").collective.clone();
+    assert_eq!(plain.order(), "tree");
+}

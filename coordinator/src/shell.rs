@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use belfry_configs::ValidConfig;
+use belfry_configs::{Transport, ValidConfig};
 use belfry_proto::v1::coordinator_server::CoordinatorServer;
 use belfry_proto::v1::{self, CoordinatorMessage, coordinator_message as down};
 use sha2::{Digest as _, Sha256};
@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::archive::{self, Job};
-use crate::core::{Core, Effect, Event, Settings};
+use crate::core::{Core, Effect, Event, LinkPolicy, Settings};
 use crate::error::CoordinatorError;
 use crate::journal::Journal;
 use crate::rpc::{FromRpc, Outbox, Service, Watched};
@@ -156,6 +156,11 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         checkpoint_parts: config.checkpoint.parts,
         nodes_max: config.cluster.nodes_per_worker_max,
         evaluates: config.data.validation.is_some(),
+        links: match (config.collective.transport, config.collective.hierarchical) {
+            (Transport::Tcp, _) => LinkPolicy::Tcp,
+            (Transport::Nccl, hierarchical) => LinkPolicy::Device { hierarchical },
+            (Transport::NcclRing, _) => LinkPolicy::Ring,
+        },
         term: journal.last().term,
     }
 }

@@ -5,7 +5,7 @@
 
 mod children;
 mod metrics;
-mod prepare;
+pub mod prepare;
 mod progress;
 mod watch;
 

@@ -204,6 +204,34 @@ fn two_kills_of_a_worker_change_no_bit() {
     assert!(outcome.restarts() >= 2, "both faults fired");
 }
 
+/// As on a GPU: state, gradients and losses stay on the device, products are bf16, and a device
+/// batch holds two micro-batches.
+#[test]
+fn a_device_with_its_own_memory_gives_the_same_bits_at_any_worker_count() {
+    let _alone = alone();
+    let settings = [
+        "--set",
+        "run.device=cpu-apart",
+        "--set",
+        "precision.matmul=bf16",
+        "--set",
+        "batch.lanes=4",
+        "--set",
+        "batch.device_batch=2",
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    let expected = Run::in_folder(folder.path()).finish(1, &settings).hashes();
+    assert_ne!(expected, *undisturbed(), "bf16 products change bits");
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = Run::in_folder(folder.path());
+    let mut child = run.start(3, &settings);
+    run.await_steps(&mut child, 3);
+    kill(run.pid("worker-1"));
+    let outcome = outcome(child.wait_with_output().expect("ends"));
+    assert_eq!(outcome.hashes(), expected);
+    assert!(outcome.restarts() >= 1, "the fault fired");
+}
+
 #[test]
 fn a_kill_of_the_coordinator_changes_no_bit_and_no_worker() {
     let _alone = alone();

@@ -38,6 +38,8 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "belfry-coordinator",
             "belfry-worker",
             "belfry-model",
+            "belfry-data",
+            "belfry-collective",
         ],
     ),
 ];
@@ -113,6 +115,34 @@ fn packages_import_along_the_arrows() {
         }
     }
     assert_eq!(imports.len(), ARROWS.len(), "every package is there");
+}
+
+/// Kernels chosen by timing, and kernels joined by what was computed before, are other kernels on
+/// other days: the bits of a GPU would not hold (promise 2).
+#[test]
+fn a_gpu_build_neither_tunes_nor_fuses() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--features=cuda", "--edges=normal"])
+        .args(["--prefix=none", "--format={p}|{f}"])
+        .current_dir(house())
+        .output()
+        .expect("cargo starts");
+    if !output.status.success() {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        println!("SKIPPED: cargo does not show the tree of the feature `cuda`: {reason}");
+        return;
+    }
+    let tree = String::from_utf8(output.stdout).expect("is text");
+    let lines = tree.lines().filter_map(|line| line.split_once('|'));
+    let packages: BTreeMap<&str, &str> = lines.collect();
+    let is = |name: &str| packages.keys().any(|p| p.starts_with(&format!("{name} v")));
+    assert!(is("burn-cubecl") && is("cubecl-cuda"), "{tree}");
+    assert!(!is("burn-fusion") && !is("burn-cubecl-fusion"), "{tree}");
+    for (package, features) in packages {
+        let chooses = |f: &&str| f.starts_with("autotune") || f.starts_with("fusion");
+        let on = features.split(',').find(chooses);
+        assert_eq!(on, None, "{package} has it switched on");
+    }
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use shard_tools::store::Root;
 
 use crate::error::WorkerError;
+use crate::held::HeldState;
 use crate::state::{TrainState, hex};
 use crate::weights;
 
@@ -92,23 +93,34 @@ fn encode_part(state: &TrainState, table: &ParamTable, part: u32, parts: u32) ->
 /// Writes one part and says where it is.
 pub async fn store_part(
     root: &Root,
-    state: &TrainState,
+    state: &HeldState,
     table: &ParamTable,
     part: u32,
     parts: u32,
 ) -> v1::PartStored {
-    let bytes = encode_part(state, table, part, parts);
+    let host = match state.host() {
+        Ok(host) => host,
+        Err(error) => {
+            return v1::PartStored {
+                step: state.step(),
+                part,
+                error: error.to_string(),
+                ..Default::default()
+            };
+        }
+    };
+    let bytes = encode_part(host, table, part, parts);
     let sha256 = hex(&Sha256::digest(&bytes));
     let file = format!("{}.safetensors", &sha256[..32]);
     let mut stored = v1::PartStored {
-        step: state.step,
+        step: state.step(),
         part,
         sha256,
         bytes: bytes.len() as u64,
         file,
         error: String::new(),
     };
-    let path = format!("{}/{}", folder(state.step), stored.file);
+    let path = format!("{}/{}", folder(state.step()), stored.file);
     // The name is the content, so an overwrite by the other copy changes nothing.
     if let Err(error) = root.put(&path, Bytes::from(bytes)).await {
         stored.error = format!("cannot write checkpoint part {path}: {error}");

@@ -5,8 +5,11 @@ use std::fs;
 use belfry_configs::ValidConfig;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Binary, processor model, instruction sets and cache sizes (matrix blocking follows them), and
-/// the device batch. Workers of one run must agree on it.
+use crate::device;
+
+/// Binary and its features, processor model, instruction sets and cache sizes (matrix blocking
+/// follows them), GPU model and driver, the device batch, the arithmetic of products and the order
+/// of sums. Workers of one run must agree on it.
 pub fn fingerprint(config: &ValidConfig) -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |key: &str| {
@@ -22,18 +25,22 @@ pub fn fingerprint(config: &ValidConfig) -> String {
         })
         .collect();
     format!(
-        "belfry {} {} | {} | {} flags {:08x} | caches {} | {} | device_batch {}",
+        "belfry {} {}{} | {} | {} flags {:08x} | caches {} | {} | device_batch {} | products {} | sums {}",
         env!("CARGO_PKG_VERSION"),
         if cfg!(debug_assertions) {
             "debug"
         } else {
             "release"
         },
+        // Other features of the library than the ones the CPU's numbers were made with.
+        if cfg!(feature = "cuda") { " cuda" } else { "" },
         std::env::consts::ARCH,
         field("model name"),
         xxh3_128(field("flags").as_bytes()) as u32,
         caches.join("/"),
-        config.run.device,
+        device::identity(&config.run.device),
         config.batch.device_batch,
+        config.precision.matmul.name(),
+        config.collective.order(),
     )
 }

@@ -1,26 +1,32 @@
 //! A worker: one process, one device, some lanes of a run.
 //!
-//! [`run`] is the whole of it. Rooms, in the order of the walk of a sample: `train_step` (host
-//! batches to lane gradients), `partials` (lane gradients to tree nodes), the collective (nodes to
-//! one sum), `core` (when what may happen), `optimizer` and `state` (the sum applied), `checkpoint`
-//! (the state made durable); `weights` brings in what a run begins with. `session` is the shell around them, `link` the line to the
-//! coordinator.
+//! [`run`] is the whole of it. Rooms, in the order of the walk of a sample: `device` (what it owns),
+//! `train_step` (host batches to lane gradients), `partials` (lane gradients to tree nodes), the
+//! collective (nodes to one sum), `core` (when what may happen), `optimizer`, `state` and `held`
+//! (the sum applied), `checkpoint` (the state made durable); `weights` brings in what a run begins
+//! with. `session` is the shell around them, `link` the line to the coordinator.
 
-mod checkpoint;
+pub mod checkpoint;
 pub mod core;
+mod device;
 mod error;
 mod export;
 mod fingerprint;
+pub mod held;
 mod inspect;
 mod link;
 pub mod memory;
 pub mod optimizer;
-mod partials;
+mod optimizer_on_device;
+pub mod partials;
 mod session;
+mod staging;
 pub mod state;
 mod train_step;
+mod transport;
 pub mod weights;
 
+pub use device::open as open_device;
 pub use error::WorkerError;
 pub use export::{checkpoint_parameters, export_checkpoint};
 pub use fingerprint::fingerprint;

@@ -97,14 +97,20 @@ pub struct State<'a> {
     pub v: &'a mut [f32],
 }
 
+/// The numbers of every update, as f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta1: f32,
+    pub one_minus_beta2: f32,
+    pub epsilon: f32,
+}
+
 /// The numbers of one update that are the same for every element of a parameter.
 #[derive(Clone, Copy)]
 struct Update {
-    beta1: f32,
-    beta2: f32,
-    one_minus_beta1: f32,
-    one_minus_beta2: f32,
-    epsilon: f32,
+    numbers: Numbers,
     /// lr * sqrt(1 - beta2^t) / (1 - beta1^t)
     step_size: f32,
     /// lr * weight decay, 0 for parameters that are not decayed
@@ -179,6 +185,37 @@ impl AdamW {
         }
     }
 
+    pub(crate) fn numbers(&self) -> Numbers {
+        let [beta1, beta2] = self.optim.betas;
+        Numbers {
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            one_minus_beta2: (1.0 - beta2) as f32,
+            epsilon: self.optim.epsilon as f32,
+        }
+    }
+
+    /// All parameters in their order: elements, step size and decay of neighbours that share them.
+    /// What is not trained has neither.
+    pub(crate) fn spans(&self, step: u64) -> Vec<(usize, f32, f32)> {
+        let mut spans: Vec<(usize, f32, f32)> = Vec::new();
+        for group in &self.groups {
+            let (step_size, decay) = match group.trained {
+                true => {
+                    let update = self.update(step, group);
+                    (update.step_size, update.decay)
+                }
+                false => (0.0, 0.0),
+            };
+            match spans.last_mut() {
+                Some(last) if (last.1, last.2) == (step_size, decay) => last.0 += group.len,
+                _ => spans.push((group.len, step_size, decay)),
+            }
+        }
+        spans
+    }
+
     fn update(&self, step: u64, group: &ParamGroup) -> Update {
         let optim = &self.optim;
         let [beta1, beta2] = optim.betas;
@@ -186,11 +223,7 @@ impl AdamW {
         let rate = self.learning_rate(step, group.rate);
         let correction = (1.0 - beta2.powi(t)).sqrt() / (1.0 - beta1.powi(t));
         Update {
-            beta1: beta1 as f32,
-            beta2: beta2 as f32,
-            one_minus_beta1: (1.0 - beta1) as f32,
-            one_minus_beta2: (1.0 - beta2) as f32,
-            epsilon: optim.epsilon as f32,
+            numbers: self.numbers(),
             step_size: (rate * correction) as f32,
             decay: if group.decay {
                 (rate * optim.weight_decay) as f32
@@ -205,10 +238,11 @@ impl Update {
     /// Epsilon joins the root before bias correction, and decay comes last, on the weight already
     /// updated: transformers' AdamW, not the textbook's.
     fn apply(&self, params: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32]) {
+        let n = self.numbers;
         for (((p, m), v), g) in params.iter_mut().zip(m).zip(v).zip(gradient) {
-            *m = self.beta1 * *m + self.one_minus_beta1 * g;
-            *v = self.beta2 * *v + self.one_minus_beta2 * (g * g);
-            *p -= self.step_size * (*m / (v.sqrt() + self.epsilon));
+            *m = n.beta1 * *m + n.one_minus_beta1 * g;
+            *v = n.beta2 * *v + n.one_minus_beta2 * (g * g);
+            *p -= self.step_size * (*m / (v.sqrt() + n.epsilon));
             *p -= self.decay * *p;
         }
     }

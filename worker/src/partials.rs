@@ -6,8 +6,8 @@
 //! node are therefore a function of its lanes alone.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
+use belfry_model::{Gradient, ModelError};
 use belfry_proto::lanes::parent_and_sibling;
 use belfry_proto::{LaneRange, v1};
 
@@ -15,7 +15,7 @@ use belfry_proto::{LaneRange, v1};
 #[derive(Debug, Default)]
 pub struct Partials {
     lanes: u32,
-    nodes: BTreeMap<LaneRange, Arc<Vec<f32>>>,
+    nodes: BTreeMap<LaneRange, Gradient>,
     reports: BTreeMap<u32, v1::LaneReport>,
 }
 
@@ -49,14 +49,23 @@ impl Partials {
         lanes.filter(|lane| !covered(*lane)).collect()
     }
 
-    /// Adds lane `lane`'s gradient and folds upwards within `assigned`.
-    pub fn insert(&mut self, report: v1::LaneReport, gradient: Vec<f32>, assigned: &[LaneRange]) {
+    /// Adds lane `lane`'s gradient and folds upwards within `assigned`; gives the node that it ended
+    /// in, if that is an assigned one: it is complete.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the gradients are not of one length, or a device fails.
+    pub fn insert(
+        &mut self,
+        report: v1::LaneReport,
+        gradient: Gradient,
+        assigned: &[LaneRange],
+    ) -> Result<Option<(LaneRange, Gradient)>, ModelError> {
         let mut node = LaneRange {
             start: report.lane,
             end: report.lane + 1,
         };
         self.reports.insert(report.lane, report);
-        let mut sum = Arc::new(gradient);
+        let mut sum = gradient;
         while let Some((parent, sibling)) = parent_and_sibling(self.lanes, node) {
             if !assigned.iter().any(|a| a.contains(parent)) {
                 break;
@@ -69,21 +78,26 @@ impl Partials {
             } else {
                 (sum, other)
             };
-            // A clone happens only if an aborted exchange still reads the node.
-            let target = Arc::make_mut(&mut left);
-            for (l, r) in target.iter_mut().zip(right.iter()) {
-                *l += *r;
-            }
+            // Numbers are copied only if an aborted exchange still reads them.
+            left.add(&right)?;
             (node, sum) = (parent, left);
         }
-        self.nodes.insert(node, sum);
+        self.nodes.insert(node, sum.clone());
+        Ok(assigned.contains(&node).then_some((node, sum)))
+    }
+
+    /// What the device said of lanes later than their gradients came.
+    pub fn complete_reports(&mut self, reports: Vec<v1::LaneReport>) {
+        for report in reports {
+            self.reports.insert(report.lane, report);
+        }
     }
 
     /// The assigned nodes, when every one of them is complete.
-    pub fn complete(&self, assigned: &[LaneRange]) -> Option<BTreeMap<LaneRange, Arc<Vec<f32>>>> {
+    pub fn complete(&self, assigned: &[LaneRange]) -> Option<BTreeMap<LaneRange, Gradient>> {
         assigned
             .iter()
-            .map(|node| Some((*node, Arc::clone(self.nodes.get(node)?))))
+            .map(|node| Some((*node, self.nodes.get(node)?.clone())))
             .collect()
     }
 
@@ -118,6 +132,11 @@ mod tests {
             .collect()
     }
 
+    fn insert(partials: &mut Partials, lane: u32, assigned: &[LaneRange]) -> Option<LaneRange> {
+        let complete = partials.insert(report(lane), gradient(lane).into(), assigned);
+        complete.expect("of one length").map(|(node, _)| node)
+    }
+
     fn add(a: &[f32], b: &[f32]) -> Vec<f32> {
         a.iter().zip(b).map(|(x, y)| x + y).collect()
     }
@@ -131,10 +150,11 @@ mod tests {
             let assigned = [range(0, 8)];
             assert_eq!(partials.missing(&assigned).len(), 8);
             for lane in order {
-                partials.insert(report(lane), gradient(lane), &assigned);
+                insert(&mut partials, lane, &assigned);
             }
             let nodes = partials.complete(&assigned).expect("all lanes are in");
-            assert_eq!(*nodes[&range(0, 8)], expected);
+            let sum = nodes[&range(0, 8)].clone().read().expect("on the host");
+            assert_eq!(*sum, expected);
             assert_eq!(partials.reports(&assigned).len(), 8);
         }
     }
@@ -144,13 +164,13 @@ mod tests {
         let mut partials = Partials::new(8);
         let before = [range(0, 4)];
         for lane in 0..4 {
-            partials.insert(report(lane), gradient(lane), &before);
+            insert(&mut partials, lane, &before);
         }
         let after = [range(0, 4), range(6, 8)];
         assert_eq!(partials.missing(&after), vec![6, 7]);
         assert!(partials.complete(&after).is_none());
-        partials.insert(report(6), gradient(6), &after);
-        partials.insert(report(7), gradient(7), &after);
+        assert_eq!(insert(&mut partials, 6, &after), None);
+        assert_eq!(insert(&mut partials, 7, &after), Some(range(6, 8)));
         let nodes = partials.complete(&after).expect("complete");
         assert_eq!(nodes.keys().copied().collect::<Vec<_>>(), after);
         // Lanes that moved away are dropped.

@@ -3,27 +3,31 @@
 //! Sockets, threads, files and clocks live here and in the rooms it calls; decisions live in
 //! [`crate::core`].
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use belfry_collective::{Endpoint, Limits, Member, Reduce};
+use belfry_collective::{DeviceLinks, Endpoint, Floats, Limits, Member, Reduce, Transport};
 use belfry_configs::ValidConfig;
-use belfry_proto::{Digest, v1, v1::worker_message as up};
+use belfry_model::ManagerTower;
+use belfry_proto::{Digest, LaneRange, v1, v1::worker_message as up};
 use shard_tools::store::Root;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::core::{Core, Effect, Event, Exchange, Identity};
+use crate::core::{Core, Effect, Event, Exchange, Identity, LateReports};
 use crate::error::WorkerError;
+use crate::held::HeldState;
 use crate::link::Link;
 use crate::optimizer::AdamW;
+use crate::staging::{Staged, Staging};
 use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
-use crate::{checkpoint, fingerprint};
+use crate::{checkpoint, fingerprint, transport};
 
 /// Events that may wait for the loop.
 const EVENTS_MAX: usize = 256;
@@ -112,9 +116,12 @@ struct Shell {
     core: Core,
     link: Link,
     endpoint: Arc<Endpoint>,
+    /// What sums gradients: the endpoint, or device links beside it.
+    transport: Arc<dyn Transport>,
     compute: Compute,
     optimizer: Arc<AdamW>,
-    state: Option<Arc<TrainState>>,
+    state: Option<Arc<HeldState>>,
+    staging: Staging,
     exchange: Option<JoinHandle<()>>,
     /// Number of the init, load or copy that is under way or was the last.
     acquisition: u64,
@@ -136,7 +143,7 @@ impl Shell {
         };
         let bind = SocketAddr::new(options.bind, 0);
         let run_id = xxh3_64(options.run_id.as_bytes());
-        let endpoint = Endpoint::bind(bind, run_id, limits).await?;
+        let endpoint = Endpoint::bind(bind, run_id, limits.clone()).await?;
         // Opening data reads manifests and may wait for a store: not on the loop's thread.
         let opening = {
             let (config, cache, events) = (config.clone(), options.cache_dir, events.clone());
@@ -144,6 +151,8 @@ impl Shell {
         };
         let opened = opening.await;
         let compute = opened.map_err(|e| WorkerError::Internal(e.to_string()))??;
+        let transport::Opened { transport, device } =
+            tokio::task::block_in_place(|| transport::open(&config, &endpoint, limits));
         let identity = Identity {
             run_id: options.run_id,
             worker_id: options.worker_id,
@@ -151,6 +160,7 @@ impl Shell {
             fingerprint: fingerprint::fingerprint(&config),
             data_address: endpoint.local_addr().to_string(),
             lanes: config.batch.lanes,
+            device,
         };
         tracing::info!(?identity, "worker is up");
         Ok(Shell {
@@ -159,11 +169,13 @@ impl Shell {
             core: Core::new(identity),
             root: options.root,
             state: None,
+            staging: Staging::default(),
             exchange: None,
             acquisition: 0,
             acquiring: None,
             config,
             endpoint,
+            transport,
             compute,
             events,
             arrivals,
@@ -179,7 +191,9 @@ impl Shell {
                 let state = self.state_of(step)?;
                 self.compute.submit(Job::Lane { lane, state })?;
             }
+            Effect::Stage { step, node, sum } => self.staging.begin(step, node, sum),
             Effect::Prefetch { step, lanes } => self.compute.data.prefetch(step, &lanes),
+            Effect::MakeId { generation } => self.make_id(generation),
             Effect::Reduce(exchange) => self.reduce(exchange)?,
             Effect::AbortReduce => self.abort_reduce(),
             Effect::Apply {
@@ -210,8 +224,8 @@ impl Shell {
         Ok(None)
     }
 
-    fn state_of(&self, step: u64) -> Result<Arc<TrainState>, WorkerError> {
-        let state = self.state.as_ref().filter(|s| s.step == step);
+    fn state_of(&self, step: u64) -> Result<Arc<HeldState>, WorkerError> {
+        let state = self.state.as_ref().filter(|s| s.step() == step);
         state.cloned().ok_or_else(|| {
             WorkerError::Internal(format!(
                 "asked for the state of step {step}, which is not here"
@@ -223,6 +237,19 @@ impl Shell {
         if let Some(task) = self.exchange.take() {
             task.abort();
         }
+    }
+
+    /// The id for a generation's device links; a library may take its time.
+    fn make_id(&self, generation: u64) {
+        let (transport, events) = (Arc::clone(&self.transport), self.events.clone());
+        tokio::spawn(async move {
+            let made = tokio::task::spawn_blocking(move || transport.new_id()).await;
+            let id = match made {
+                Ok(id) => id.map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let _ = events.send(Event::IdMade { generation, id }).await;
+        });
     }
 
     fn reduce(&mut self, exchange: Exchange) -> Result<(), WorkerError> {
@@ -238,40 +265,49 @@ impl Shell {
             })
             .collect::<Result<Vec<_>, WorkerError>>()?;
         let (generation, step) = (exchange.generation, exchange.step);
+        let lanes: Vec<u32> = exchange
+            .partials
+            .keys()
+            .flat_map(|n| n.start..n.end)
+            .collect();
+        let late = self.late_reports(step, lanes)?;
+        let nodes = self.staging.staged(step, exchange.partials);
         let request = Reduce {
             generation,
             step,
             lanes: self.config.batch.lanes,
             rank: exchange.rank,
             members,
-            partials: exchange.partials,
+            partials: BTreeMap::new(),
             len: self.compute.model.table().elements(),
             divide_by: self.config.micro_batches(),
             bucket_len: BUCKET_LEN,
         };
-        let (endpoint, events) = (Arc::clone(&self.endpoint), self.events.clone());
+        let links = exchange.links.map(|l| transport::links(&self.config, l));
+        let (transport, events) = (Arc::clone(&self.transport), self.events.clone());
         self.exchange = Some(tokio::spawn(async move {
-            let event = match endpoint.all_reduce(request).await {
-                Ok(reduced) => Event::Reduced {
-                    generation,
-                    step,
-                    finite: reduced.sum.iter().all(|x| x.is_finite()),
-                    digest: Digest(reduced.digest),
-                    sum: reduced.sum,
-                },
-                Err(error) => {
-                    tracing::warn!(generation, step, %error, "the all-reduce failed");
-                    Event::ReduceFailed {
-                        generation,
-                        step,
-                        ranks: error.ranks(),
-                        detail: error.to_string(),
-                    }
-                }
-            };
+            let event = exchanged(transport, (request, links), nodes, late).await;
             let _ = events.send(event).await;
         }));
         Ok(())
+    }
+
+    /// What a device of its own still has to say of the step's lanes.
+    fn late_reports(
+        &self,
+        step: u64,
+        lanes: Vec<u32>,
+    ) -> Result<Option<oneshot::Receiver<Result<LateReports, String>>>, WorkerError> {
+        if !self.compute.place().is_apart() {
+            return Ok(None);
+        }
+        let (answer, late) = oneshot::channel();
+        self.compute.submit(Job::Reports {
+            step,
+            lanes,
+            answer,
+        })?;
+        Ok(Some(late))
     }
 
     fn apply(
@@ -285,9 +321,10 @@ impl Shell {
         self.endpoint.publish_state(None);
         self.state = None;
         let optimizer = Arc::clone(&self.optimizer);
+        self.staging.clear();
         let updated = tokio::task::block_in_place(move || {
             let mut state = state;
-            Arc::make_mut(&mut state).update(&optimizer, &sum);
+            HeldState::update(&mut state, &optimizer, &sum);
             state
         });
         self.hold(&updated);
@@ -299,7 +336,7 @@ impl Shell {
         Ok(())
     }
 
-    fn hold(&mut self, state: &Arc<TrainState>) {
+    fn hold(&mut self, state: &Arc<HeldState>) {
         self.state = Some(Arc::clone(state));
         self.endpoint
             .publish_state(Some(Arc::clone(state) as Arc<_>));
@@ -307,7 +344,7 @@ impl Shell {
 
     /// Writes checkpoint parts while training goes on; the shared state is copied by the next
     /// apply if this still reads it.
-    fn store_parts(&self, state: Arc<TrainState>, parts: Vec<u32>) {
+    fn store_parts(&self, state: Arc<HeldState>, parts: Vec<u32>) {
         let (root, events) = (self.root.clone(), self.events.clone());
         let model = Arc::clone(&self.compute.model);
         let total = self.config.checkpoint.parts;
@@ -316,7 +353,7 @@ impl Shell {
                 let table = model.table();
                 let stored = checkpoint::store_part(&root, &state, table, part, total).await;
                 if !stored.error.is_empty() {
-                    tracing::error!(step = state.step, part, error = stored.error);
+                    tracing::error!(step = state.step(), part, error = stored.error);
                 }
                 let report = Event::Report(up::Body::PartStored(stored));
                 if events.send(report).await.is_err() {
@@ -341,10 +378,12 @@ impl Shell {
         self.acquisition += 1;
         let acquisition = self.acquisition;
         let arrivals = self.arrivals.clone();
+        let place = self.compute.place().clone();
         self.acquiring = Some(tokio::spawn(async move {
             let result = acquire.await.and_then(|state| {
                 if state.step == step {
-                    return Ok((state.digest(), Arc::new(state)));
+                    let digest = state.digest();
+                    return Ok((digest, Arc::new(place.hold(state))));
                 }
                 let held = state.step;
                 Err(WorkerError::Ended(format!(
@@ -408,17 +447,13 @@ impl Shell {
         let model = Arc::clone(&self.compute.model);
         let positions = self.config.model.text.positions;
         tokio::spawn(async move {
-            let table = model.table();
-            let (file, error) = match checkpoint::export(&root, &state, table, positions).await {
-                Ok(file) => (file, String::new()),
-                Err(error) => (String::new(), error.to_string()),
-            };
-            let exported = v1::Exported {
-                step,
-                parameters_sha256: state.parameters_sha256(),
-                optimizer_sha256: state.optimizer_sha256(),
-                file,
-                error,
+            let exported = match exported(&root, &state, &model, positions).await {
+                Ok(exported) => exported,
+                Err(error) => v1::Exported {
+                    step,
+                    error: error.to_string(),
+                    ..Default::default()
+                },
             };
             let _ = events
                 .send(Event::Report(up::Body::Exported(exported)))
@@ -428,11 +463,71 @@ impl Shell {
     }
 }
 
+/// Waits for the device, brings the nodes to the exchange and sums them with the others'.
+async fn exchanged(
+    transport: Arc<dyn Transport>,
+    (mut request, links): (Reduce<Floats>, Option<DeviceLinks>),
+    nodes: BTreeMap<LaneRange, Staged>,
+    late: Option<oneshot::Receiver<Result<LateReports, String>>>,
+) -> Event {
+    let (generation, step) = (request.generation, request.step);
+    let mut reports = LateReports::default();
+    if let Some(late) = late {
+        match late.await {
+            Ok(Ok(late)) => reports = late,
+            Ok(Err(error)) => return Event::Failed(error),
+            Err(_) => return Event::Failed(format!("step {step}: the compute thread is gone")),
+        }
+    }
+    for (node, staged) in nodes {
+        match staged.await {
+            Ok(values) => request.partials.insert(node, values.into()),
+            Err(error) => return Event::Failed(format!("step {step}, lanes {node}: {error}")),
+        };
+    }
+    match transport.reduce(request, links).await {
+        Ok(reduced) => Event::Reduced {
+            generation,
+            step,
+            finite: reduced.sum.iter().all(|x| x.is_finite()),
+            digest: Digest(reduced.digest),
+            sum: reduced.sum,
+            late: reports,
+        },
+        Err(error) => {
+            tracing::warn!(generation, step, %error, "the all-reduce failed");
+            Event::ReduceFailed {
+                generation,
+                step,
+                ranks: error.ranks(),
+                detail: error.to_string(),
+            }
+        }
+    }
+}
+
+/// Writes the export and says what it is.
+async fn exported(
+    root: &Root,
+    state: &HeldState,
+    model: &ManagerTower,
+    positions: u32,
+) -> Result<v1::Exported, WorkerError> {
+    let state = state.host()?;
+    Ok(v1::Exported {
+        step: state.step,
+        file: checkpoint::export(root, state, model.table(), positions).await?,
+        parameters_sha256: state.parameters_sha256(),
+        optimizer_sha256: state.optimizer_sha256(),
+        error: String::new(),
+    })
+}
+
 /// The outcome of an init, load or copy.
 struct Arrival {
     acquisition: u64,
     step: u64,
-    result: Result<(Digest, Arc<TrainState>), WorkerError>,
+    result: Result<(Digest, Arc<HeldState>), WorkerError>,
 }
 
 fn clock_nanos() -> u32 {

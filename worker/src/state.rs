@@ -1,11 +1,6 @@
-//! The training state: parameters and both moments as flat f32 vectors in parameter-name order.
-//!
-//! Read-only between two applies, so it is shared by reference: lanes read it, peers copy it,
-//! checkpoints snapshot it. Applying an update makes a copy only if somebody still reads.
+//! The training state in host memory: parameters and both moments as flat f32 vectors in
+//! parameter-name order. Where a worker holds it while it trains is `held`'s business.
 
-use std::sync::Arc;
-
-use belfry_collective::StateSource;
 use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
 use belfry_proto::Digest;
@@ -101,17 +96,6 @@ impl TrainState {
     }
 }
 
-/// The parameters of a state, for a device that reads them where they are. Whoever holds it makes
-/// the next update copy the state.
-#[derive(Clone, Debug)]
-pub struct Parameters(pub Arc<TrainState>);
-
-impl AsRef<[f32]> for Parameters {
-    fn as_ref(&self) -> &[f32] {
-        &self.0.parameters
-    }
-}
-
 /// The optimizer of a run.
 pub fn optimizer(config: &ValidConfig, model: &ManagerTower) -> AdamW {
     let entries = model.table().entries().iter();
@@ -122,18 +106,6 @@ pub fn optimizer(config: &ValidConfig, model: &ManagerTower) -> AdamW {
         config.warmup_steps(),
         groups.collect(),
     )
-}
-
-impl StateSource for TrainState {
-    fn step(&self) -> u64 {
-        self.step
-    }
-    fn tensors(&self) -> usize {
-        3
-    }
-    fn tensor(&self, index: usize) -> &[f32] {
-        TrainState::tensors(self)[index]
-    }
 }
 
 fn sha256(tensors: &[&[f32]]) -> String {

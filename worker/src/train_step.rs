@@ -1,26 +1,32 @@
 //! From a lane's host batches to its flat gradient: the only crossing from host to device.
 //!
 //! One thread owns the device's weights and runs one job at a time, so a worker's bits cannot
-//! depend on what else the process does. It knows the data plane and the model, and refuses to
-//! know the network, ranks and generations.
+//! depend on what else the process does. A device with a memory of its own is not waited for: a
+//! lane is done when all its work is queued, and its losses are asked for once per step, in front of
+//! the exchange. It knows the data plane and the model, and refuses to know the network, ranks and
+//! generations.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use belfry_configs::ValidConfig;
 use belfry_configs::rng::{Key, Purpose};
+use belfry_configs::{CPU_APART, ValidConfig};
 use belfry_data::{DataPlane, HostBatch, Split};
 use belfry_model::{
-    Device, Draws, ManagerTower, MicroBatchReport, ModelError, PretrainBatch, Weights, on_host,
+    Device, Draws, GradientSum, ManagerTower, MicroBatchReport, PretrainBatch, PretrainReports,
+    Weights,
 };
 use belfry_proto::v1;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::oneshot;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::core::Event;
+use crate::core::{Event, LateReports};
+use crate::device;
 use crate::error::WorkerError;
-use crate::state::{Parameters, TrainState};
+use crate::held::{HeldState, Place};
 
 /// Jobs that may wait for the compute thread: one lane, and what comes between lanes.
 const JOBS_MAX: usize = 8;
@@ -32,12 +38,21 @@ pub enum Job {
         /// The lane.
         lane: u32,
         /// The state before the step.
-        state: Arc<TrainState>,
+        state: Arc<HeldState>,
+    },
+    /// The complete reports of these lanes of `step`, which were computed before.
+    Reports {
+        /// The open step.
+        step: u64,
+        /// Its lanes.
+        lanes: Vec<u32>,
+        /// Who wants to know.
+        answer: oneshot::Sender<Result<LateReports, String>>,
     },
     /// Losses and accuracies on the validation data.
     Evaluate {
         /// The state to be judged.
-        state: Arc<TrainState>,
+        state: Arc<HeldState>,
     },
 }
 
@@ -48,6 +63,7 @@ pub struct Compute {
     pub data: Arc<DataPlane>,
     /// The model's structure.
     pub model: Arc<ManagerTower>,
+    place: Place,
 }
 
 impl Compute {
@@ -60,10 +76,10 @@ impl Compute {
         cache_dir: &Path,
         events: Sender<Event>,
     ) -> Result<Self, WorkerError> {
-        let device = open_device(&config.run.device)?;
+        let device = device::open(&config.run.device)?;
+        let place = Place::new(&device, config.run.device == CPU_APART);
         let data = Arc::new(DataPlane::open(config, cache_dir, Split::Train)?);
-        let model = ManagerTower::new(&config.model, config.data.text_len as usize)
-            .map_err(|e| WorkerError::Internal(e.to_string()))?;
+        let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
         let model = Arc::new(model.recomputing(config.batch.recompute));
         let (jobs, queue) = mpsc::sync_channel(JOBS_MAX);
         let mut room = Room {
@@ -73,19 +89,30 @@ impl Compute {
             model: Arc::clone(&model),
             device,
             weights: None,
+            waiting: Waiting::default(),
         };
         std::thread::Builder::new()
             .name("compute".into())
             .spawn(move || {
                 while let Ok(job) = queue.recv() {
-                    let event = room.run(job).unwrap_or_else(Event::Failed);
-                    if events.blocking_send(event).is_err() {
+                    let event = room.run(job).unwrap_or_else(|e| Some(Event::Failed(e)));
+                    if event.is_some_and(|event| events.blocking_send(event).is_err()) {
                         return;
                     }
                 }
             })
             .map_err(|e| WorkerError::Internal(format!("no compute thread: {e}")))?;
-        Ok(Compute { jobs, data, model })
+        Ok(Compute {
+            jobs,
+            data,
+            model,
+            place,
+        })
+    }
+
+    /// Where states are trained.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Queues a job.
@@ -98,30 +125,6 @@ impl Compute {
     }
 }
 
-/// The device of `run.device`, ready for gradients.
-fn open_device(name: &str) -> Result<Device, WorkerError> {
-    let Some(index) = name.strip_prefix("cuda:") else {
-        return Ok(Device::flex().autodiff());
-    };
-    open_cuda(index).map_err(|reason| WorkerError::Device {
-        device: name.to_owned(),
-        reason,
-    })
-}
-
-#[cfg(feature = "cuda")]
-fn open_cuda(index: &str) -> Result<Device, String> {
-    let index: usize = index
-        .parse()
-        .map_err(|e| format!("`{index}` is no index: {e}"))?;
-    Ok(Device::cuda(index).autodiff())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn open_cuda(_index: &str) -> Result<Device, String> {
-    Err("this binary was built without GPUs; build it with `--features cuda`".into())
-}
-
 /// What the compute thread owns.
 struct Room {
     config: ValidConfig,
@@ -129,50 +132,102 @@ struct Room {
     data: Arc<DataPlane>,
     model: Arc<ManagerTower>,
     device: Device,
+    /// Of a device of its own: the leaves of one step.
     weights: Option<(u64, Weights)>,
+    waiting: Waiting,
+}
+
+/// Lanes of the open step whose losses a device of its own has, or had until they were read.
+#[derive(Default)]
+struct Waiting {
+    step: u64,
+    begun: Option<Instant>,
+    unread: BTreeMap<u32, (v1::LaneReport, Vec<PretrainReports>)>,
+    read: BTreeMap<u32, v1::LaneReport>,
+}
+
+impl Waiting {
+    fn begin(&mut self, step: u64, begun: Instant) {
+        if self.step != step {
+            *self = Waiting {
+                step,
+                ..Waiting::default()
+            };
+        }
+        self.begun.get_or_insert(begun);
+    }
+
+    fn reports(&mut self, step: u64, lanes: &[u32]) -> Result<LateReports, String> {
+        let mut late = LateReports::default();
+        for lane in lanes {
+            let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
+            if let Some((mut report, parts)) = self.unread.remove(lane) {
+                for part in parts {
+                    for one in &part.read().map_err(|e| at(&e))? {
+                        add_report(&mut report, one);
+                    }
+                }
+                self.read.insert(*lane, report);
+            }
+            let report = self.read.get(lane).filter(|_| self.step == step);
+            let report = report.ok_or_else(|| at(&"its losses are not here"))?;
+            late.reports.push(report.clone());
+        }
+        if let Some(begun) = self.begun.take() {
+            late.seconds = begun.elapsed().as_secs_f64();
+        }
+        Ok(late)
+    }
 }
 
 impl Room {
-    fn run(&mut self, job: Job) -> Result<Event, String> {
+    fn run(&mut self, job: Job) -> Result<Option<Event>, String> {
         match job {
-            Job::Lane { lane, state } => self.lane(lane, &state),
+            Job::Lane { lane, state } => self.lane(lane, &state).map(Some),
+            Job::Reports {
+                step,
+                lanes,
+                answer,
+            } => {
+                // Whoever asked may have been told to stop.
+                let _ = answer.send(self.waiting.reports(step, &lanes));
+                Ok(None)
+            }
             Job::Evaluate { state } => {
-                let step = state.step;
+                let step = state.step();
                 let evaluated = self.evaluate(&state).unwrap_or_else(|error| v1::Evaluated {
                     step,
                     error,
                     ..Default::default()
                 });
-                Ok(Event::Report(v1::worker_message::Body::Evaluated(
-                    evaluated,
-                )))
+                let body = v1::worker_message::Body::Evaluated(evaluated);
+                Ok(Some(Event::Report(body)))
             }
         }
     }
 
-    /// The weights of `state` on the device. A device in host memory reads them where they are,
-    /// and must let go of them before the update; any other loads its copy once per step.
-    fn weights(&mut self, state: &Arc<TrainState>) -> Result<Weights, String> {
-        let table = self.model.table();
-        let (step, parameters) = (state.step, Parameters(Arc::clone(state)));
-        let at = |e: ModelError| format!("step {step}: {e}");
-        if on_host(&self.device) {
-            return Weights::share(table, parameters, &self.device).map_err(at);
-        }
-        if let Some((loaded, weights)) = &self.weights
-            && *loaded == step
+    /// The weights of `state`. In host memory they are dropped with the lane, because the update
+    /// happens in place; a device of its own makes leaves of them once per step.
+    fn weights(&mut self, state: &Arc<HeldState>) -> Result<Weights, String> {
+        let step = state.step();
+        if let Some((made, weights)) = &self.weights
+            && *made == step
         {
             return Ok(weights.clone());
         }
         // Freed before the next are made: two sets never stand side by side.
         self.weights = None;
-        let weights = Weights::load(table, &state.parameters, &self.device).map_err(at)?;
-        self.weights = Some((step, weights.clone()));
+        let matmul = self.config.precision.matmul;
+        let weights = state.weights(self.model.table(), &self.device, matmul);
+        let weights = weights.map_err(|e| format!("step {step}: {e}"))?;
+        if !weights.on_host() {
+            self.weights = Some((step, weights.clone()));
+        }
         Ok(weights)
     }
 
-    fn lane(&mut self, lane: u32, state: &Arc<TrainState>) -> Result<Event, String> {
-        let step = state.step;
+    fn lane(&mut self, lane: u32, state: &Arc<HeldState>) -> Result<Event, String> {
+        let step = state.step();
         let begun = Instant::now();
         let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
         let batches = self.data.lane_step(step, lane).map_err(|e| at(&e))?;
@@ -180,39 +235,50 @@ impl Room {
         let root = Key::new(self.config.run.seed, Purpose::Dropout)
             .with(step)
             .with(u64::from(lane));
-        let mut gradient = vec![0.0; self.model.table().elements()];
+        let mut sum = GradientSum::new(&weights);
         let mut report = v1::LaneReport {
             lane,
             ..Default::default()
         };
-        let mut pairs = Xxh3::new();
+        let (mut reports, mut pairs) = (Vec::new(), Xxh3::new());
         let group = self.config.batch.device_batch as usize;
         for (index, group_batches) in batches.chunks(group).enumerate() {
             let keys: Vec<Key> = (0..group_batches.len())
                 .map(|i| root.with((index * group + i) as u64))
                 .collect();
             let inputs = device_batch(group_batches);
-            let reports = self
+            let target = (&mut sum).into();
+            let step = self
                 .model
-                .pretrain_gradient(&weights, &inputs, Draws::Keys(&keys), &mut gradient)
-                .map_err(|e| at(&e))?;
-            for one in &reports {
-                add_report(&mut report, one);
-            }
+                .pretrain_step(&weights, &inputs, Draws::Keys(&keys), target);
+            reports.push(step.map_err(|e| at(&e))?);
             for id in group_batches.iter().flat_map(|b| &b.pair_ids) {
                 pairs.update(&id.to_le_bytes());
             }
         }
         report.pairs_digest = pairs.digest128().to_le_bytes().to_vec();
+        let mut seconds = 0.0;
+        if weights.on_host() {
+            for part in reports {
+                for one in &part.read().map_err(|e| at(&e))? {
+                    add_report(&mut report, one);
+                }
+            }
+            seconds = begun.elapsed().as_secs_f64();
+        } else {
+            self.waiting.begin(step, begun);
+            let unread = (report.clone(), reports);
+            self.waiting.unread.insert(lane, unread);
+        }
         Ok(Event::LaneDone {
             step,
             report,
-            gradient,
-            seconds: begun.elapsed().as_secs_f64(),
+            gradient: sum.finish(),
+            seconds,
         })
     }
 
-    fn evaluate(&mut self, state: &Arc<TrainState>) -> Result<v1::Evaluated, String> {
+    fn evaluate(&mut self, state: &Arc<HeldState>) -> Result<v1::Evaluated, String> {
         let data = DataPlane::open(&self.config, &self.cache_dir, Split::Validation)
             .map_err(|e| e.to_string())?;
         let weights = self.weights(state)?;
@@ -230,7 +296,7 @@ impl Room {
         let mean = |total: f64, count: f64| if count > 0.0 { total / count } else { 0.0 };
         let with_tokens = f64::from(micro_batches - sum.unmasked_micro_batches);
         Ok(v1::Evaluated {
-            step: state.step,
+            step: state.step(),
             mlm_loss: mean(sum.mlm_loss, with_tokens),
             mlm_accuracy: mean(sum.mlm_correct as f64, sum.mlm_masked as f64),
             itm_loss: mean(sum.itm_loss, f64::from(micro_batches)),

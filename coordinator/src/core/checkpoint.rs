@@ -183,7 +183,7 @@ impl Core {
             if let Some(text) = self.differs(receipt) {
                 return Some(text);
             }
-            if !self.durable.receipts.contains_key(&receipt.step) {
+            if !self.same_bits() || !self.durable.receipts.contains_key(&receipt.step) {
                 self.receipts.insert(receipt.step, receipt.clone());
             }
         }
@@ -193,7 +193,9 @@ impl Core {
     /// Whether a step came out otherwise than the first time.
     pub(super) fn differs(&self, receipt: &v1::StepRecord) -> Option<String> {
         let step = receipt.step;
+        // A ring's bits follow the membership: only what living workers hold must agree.
         let stored = self.durable.receipts.get(&step);
+        let stored = stored.filter(|_| self.same_bits());
         let first = stored.or_else(|| self.receipts.get(&step))?;
         let bits = |r: &v1::StepRecord| (r.sum_digest.clone(), r.pairs_digest.clone());
         (bits(first) != bits(receipt)).then(|| {

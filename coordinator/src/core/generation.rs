@@ -44,6 +44,9 @@ impl Core {
         self.nodes_now = self.assign(&old);
         self.generation += 1;
         self.phase = Phase::Training;
+        let linked = self.choose_links(fx);
+        self.await_ids(now, &linked);
+        (self.links, self.groups) = (linked.links, linked.groups);
         fx.push(Effect::Journal {
             generation: self.generation,
             committed: self.committed,
@@ -69,20 +72,22 @@ impl Core {
     }
 
     fn announcement(&self) -> v1::OpenGeneration {
-        let member = |id: &u64| v1::Member {
+        let member = |(id, group): (&u64, &u32)| v1::Member {
             worker_id: *id,
             data_address: self.workers[id].address.clone(),
             nodes_now: self.nodes_now[id].iter().map(|n| (*n).into()).collect(),
             lanes_start: self.lanes_next[id].start,
             lanes_end: self.lanes_next[id].end,
+            group: *group,
         };
         let before = self.committed.checked_sub(1);
         v1::OpenGeneration {
             term: self.s.term,
             generation: self.generation,
             step: self.committed,
-            members: self.members.iter().map(member).collect(),
+            members: self.members.iter().zip(&self.groups).map(member).collect(),
             last: before.and_then(|step| self.receipts.get(&step).cloned()),
+            links: self.links.into(),
         }
     }
 

@@ -32,9 +32,16 @@ impl Core {
             fx.push(Effect::Send(session, down::Body::Refused(refused)));
             return;
         }
+        let mut holds_state = hello.has_state;
         if let Some(text) = self.merge_receipts(&hello.receipts) {
-            self.fail(format!("worker {id}: {text}"), fx);
-            return;
+            if self.same_bits() {
+                self.fail(format!("worker {id}: {text}"), fx);
+                return;
+            }
+            // A ring's bits follow the membership, so another past is possible; not two presents.
+            let text = format!("worker {id} has another past and copies the state: {text}");
+            self.notice(text, fx);
+            holds_state = false;
         }
         let known = self.workers.get(&id).map(|w| (w.session, w.incarnation));
         if known.is_some_and(|(newer, _)| newer > session) {
@@ -59,8 +66,9 @@ impl Core {
             incarnation: hello.incarnation,
             address: hello.data_address,
             fingerprint: hello.fingerprint,
+            device: hello.device.unwrap_or_default(),
             last_seen: now,
-            applied: hello.has_state.then_some(hello.applied),
+            applied: holds_state.then_some(hello.applied),
             applied_digest: Digest::from_bytes(&hello.applied_digest),
             pending_digest: Digest::from_bytes(&hello.pending_digest),
             nodes: hello.nodes.iter().map(|n| (*n).into()).collect(),
@@ -103,7 +111,9 @@ impl Core {
             .iter()
             .filter(|(id, _)| **id != hello.worker_id);
         let mut fingerprints = others.map(|(_, w)| &w.fingerprint);
-        let other = fingerprints.find(|f| **f != hello.fingerprint)?;
+        let Some(other) = fingerprints.find(|f| **f != hello.fingerprint) else {
+            return self.ring_refusal(hello);
+        };
         Some(format!(
             "its numeric fingerprint `{}` is not the run's `{other}`: bits would differ",
             hello.fingerprint
@@ -205,6 +215,7 @@ impl Core {
         self.nodes_now.clear();
         self.ready.clear();
         self.trouble = None;
+        self.open_links = OpenLinks::default();
         self.checkpoint = None;
         for worker in self.workers.values_mut() {
             worker.copying = None;

@@ -8,6 +8,7 @@
 mod checkpoint;
 mod finish;
 mod generation;
+mod links;
 mod membership;
 mod step;
 
@@ -19,6 +20,8 @@ use belfry_proto::{Digest, LaneRange, lanes};
 
 use checkpoint::OpenCheckpoint;
 pub use checkpoint::manifest_file;
+pub use links::LinkPolicy;
+use links::{LinkRecord, OpenLinks};
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Millis = u64;
@@ -48,6 +51,8 @@ pub struct Settings {
     pub nodes_max: u32,
     /// Whether the run evaluates.
     pub evaluates: bool,
+    /// How gradients are to be summed.
+    pub links: LinkPolicy,
     /// This leadership.
     pub term: u64,
 }
@@ -171,6 +176,7 @@ struct Worker {
     incarnation: u64,
     address: String,
     fingerprint: String,
+    device: v1::Device,
     last_seen: Millis,
     applied: Option<u64>,
     applied_digest: Option<Digest>,
@@ -215,6 +221,11 @@ pub struct Core {
     ready: BTreeMap<u64, v1::Ready>,
     trouble: Option<(Millis, Vec<u64>)>,
     troubles: u32,
+    /// How the open generation sums, and each member's group.
+    links: v1::Links,
+    groups: Vec<u32>,
+    open_links: OpenLinks,
+    link_record: LinkRecord,
     evaluator: Option<u64>,
     exported: Option<v1::Exported>,
     checkpoint: Option<OpenCheckpoint>,
@@ -243,6 +254,10 @@ impl Core {
             ready: BTreeMap::new(),
             trouble: None,
             troubles: 0,
+            links: v1::Links::Tcp,
+            groups: Vec::new(),
+            open_links: OpenLinks::default(),
+            link_record: LinkRecord::default(),
             evaluator: None,
             exported: None,
             checkpoint: None,
@@ -360,6 +375,7 @@ impl Core {
             up::Body::PartStored(part) => self.part_stored(part, fx),
             up::Body::Evaluated(evaluated) => self.take_evaluated(id, evaluated, fx),
             up::Body::Exported(exported) => self.take_exported(id, exported, fx),
+            up::Body::LinkId(link_id) => self.take_link_id(now, id, link_id, fx),
             up::Body::Leaving(leaving) => {
                 worker.leaving = true;
                 self.notice(format!("worker {id} leaves: {}", leaving.reason), fx);

@@ -15,6 +15,7 @@ fn settings(workers: usize) -> Settings {
         checkpoint_parts: 2,
         nodes_max: 4,
         evaluates: false,
+        links: LinkPolicy::Tcp,
         term: 1,
     }
 }
@@ -225,4 +226,180 @@ fn another_run_and_another_fingerprint_are_refused() {
     let mut other = hello(5);
     other.fingerprint = "another chip".into();
     assert!(refused(&mut core, other).contains("another chip"));
+}
+
+/// As [`training`], with links as configured and the workers' devices as given.
+fn linked(links: LinkPolicy, devices: &[(&str, &str)]) -> (Core, Vec<Effect>) {
+    let mut s = settings(devices.len());
+    s.links = links;
+    let mut core = Core::new(0, s, Durable::default());
+    let mut effects = Vec::new();
+    for (id, device) in devices.iter().enumerate() {
+        let id = id as u64;
+        effects.extend(core.apply(0, Event::Hello(100 + id, hello_from(id, *device))));
+    }
+    for id in 0..devices.len() as u64 {
+        let ready = v1::StateReady {
+            digest: Digest(7).to_bytes(),
+            request: core.requests,
+            ..Default::default()
+        };
+        effects.extend(core.apply(0, Event::Message(100 + id, up::Body::StateReady(ready))));
+    }
+    (core, effects)
+}
+
+fn hello_from(id: u64, (host, missing): (&str, &str)) -> v1::Hello {
+    let device = v1::Device {
+        host: host.into(),
+        unit: id.to_string(),
+        links_missing: missing.into(),
+    };
+    v1::Hello {
+        device: Some(device),
+        ..hello(id)
+    }
+}
+
+fn link_id(core: &mut Core, now: Millis, from: u64, group: u32, id: &[u8]) -> Vec<Effect> {
+    let link_id = v1::LinkId {
+        term: 1,
+        generation: core.generation,
+        group,
+        id: id.to_vec(),
+        error: if id.is_empty() { "no luck" } else { "" }.into(),
+    };
+    core.apply(now, Event::Message(100 + from, up::Body::LinkId(link_id)))
+}
+
+fn notices(effects: &[Effect]) -> Vec<&str> {
+    let notice = |e| match e {
+        Effect::Emit(event) if !event.notice.is_empty() => Some(event.notice.as_str()),
+        _ => None,
+    };
+    effects.iter().filter_map(notice).collect()
+}
+
+const FLAT: LinkPolicy = LinkPolicy::Device {
+    hierarchical: false,
+};
+
+#[test]
+fn an_id_goes_from_its_groups_first_member_to_the_group_and_stale_ones_nowhere() {
+    let (mut core, _) = linked(FLAT, &[("a", ""), ("b", "")]);
+    assert_eq!(core.links, v1::Links::Device);
+    assert!(sent(&link_id(&mut core, 10, 1, 0, &[5]), 100).is_empty());
+    let mut stale = v1::LinkId {
+        term: 1,
+        generation: core.generation - 1,
+        id: vec![4],
+        ..Default::default()
+    };
+    let old = core.apply(10, Event::Message(100, up::Body::LinkId(stale.clone())));
+    assert!(sent(&old, 100).is_empty(), "of an older generation");
+    (stale.term, stale.generation) = (0, core.generation);
+    let old = core.apply(10, Event::Message(100, up::Body::LinkId(stale)));
+    assert!(sent(&old, 100).is_empty(), "of an older term");
+    let effects = link_id(&mut core, 10, 0, 0, &[5]);
+    for session in [100, 101] {
+        let [down::Body::LinkId(told)] = sent(&effects, session)[..] else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(told.id, [5]);
+    }
+    // Once is enough.
+    assert!(sent(&link_id(&mut core, 10, 0, 0, &[6]), 100).is_empty());
+
+    let hosts = [("a", ""), ("b", ""), ("a", "")];
+    let (mut core, _) = linked(LinkPolicy::Device { hierarchical: true }, &hosts);
+    assert_eq!(core.groups, [0, 1, 0]);
+    let effects = link_id(&mut core, 10, 0, 0, &[5]);
+    let got = [100, 101, 102].map(|s| sent(&effects, s).len());
+    assert_eq!(got, [1, 0, 1], "b is alone and needs none");
+    assert!(core.apply(5_000, Event::Tick).len() < 4, "nobody is late");
+}
+
+#[test]
+fn a_generation_without_links_on_every_member_sums_over_tcp_and_says_why() {
+    let (core, effects) = linked(FLAT, &[("a", ""), ("b", "libnccl.so not found")]);
+    assert_eq!(core.links, v1::Links::Tcp);
+    let why = "worker 1 on b: libnccl.so not found";
+    assert!(notices(&effects).iter().any(|n| n.contains(why)));
+
+    let (mut core, _) = linked(FLAT, &[("a", ""), ("b", "")]);
+    let effects = link_id(&mut core, 10, 0, 0, &[]);
+    assert!(notices(&effects).iter().any(|n| n.contains("no luck")));
+    assert_eq!((core.links, core.generation), (v1::Links::Tcp, 2));
+}
+
+#[test]
+fn ids_that_do_not_come_and_links_that_break_end_in_tcp_within_bounds() {
+    let (mut core, _) = linked(FLAT, &[("a", ""), ("b", "")]);
+    let mut now = 0;
+    while core.links == v1::Links::Device {
+        now += 1_100;
+        assert!(now < 10_000, "it goes on for ever");
+        for session in [100, 101] {
+            let beat = v1::Heartbeat {
+                generation: core.generation,
+                phase: "linking".into(),
+                ..Default::default()
+            };
+            core.apply(now, Event::Message(session, up::Body::Heartbeat(beat)));
+        }
+        core.apply(now, Event::Tick);
+    }
+    assert!(core.generation > 2, "some generations were tried");
+    assert_eq!(core.members, [0, 1], "nobody is blamed");
+
+    let (mut core, _) = linked(FLAT, &[("a", ""), ("b", "")]);
+    for round in 0..20 {
+        if core.links == v1::Links::Tcp {
+            break;
+        }
+        assert!(round < 10, "it goes on for ever");
+        link_id(&mut core, round * 200, 0, 0, &[5]);
+        let trouble = v1::PeerTrouble {
+            generation: core.generation,
+            detail: "links broke".into(),
+            ..Default::default()
+        };
+        let trouble = up::Body::PeerTrouble(trouble);
+        core.apply(round * 200, Event::Message(100, trouble));
+        core.apply(round * 200 + 150, Event::Tick);
+    }
+    assert_eq!(core.members, [0, 1], "nobody is blamed");
+}
+
+#[test]
+fn a_ring_says_what_it_gives_up_and_refuses_who_lacks_it() {
+    let (mut core, effects) = linked(LinkPolicy::Ring, &[("a", ""), ("b", "")]);
+    let said = "bits hold per number of workers only (promise 2 off)";
+    assert!(notices(&effects).iter().any(|n| n.contains(said)));
+    assert_eq!(core.links, v1::Links::Ring);
+    let lacks = hello_from(7, ("c", "libnccl.so not found"));
+    let effects = core.apply(10, Event::Hello(300, lacks));
+    let [down::Body::Refused(refused)] = sent(&effects, 300)[..] else {
+        panic!("{effects:?}")
+    };
+    let reason = &refused.reason;
+    assert!(reason.contains("nccl_ring") && reason.contains("libnccl.so"));
+    // A step that comes out otherwise with other members is no alarm; another past is no state.
+    link_id(&mut core, 10, 0, 0, &[5]);
+    for id in 0..2 {
+        ready(&mut core, id, 9, true);
+    }
+    assert_eq!(core.committed, 1);
+    let mut other = hello_from(8, ("c", ""));
+    (other.has_state, other.applied) = (true, 1);
+    other.receipts = vec![v1::StepRecord {
+        sum_digest: Digest(10).to_string(),
+        ..Default::default()
+    }];
+    let effects = core.apply(20, Event::Hello(301, other));
+    assert!(ended(&effects).is_none());
+    let asked = sent(&effects, 301);
+    let copies = |m: &&&down::Body| matches!(m, down::Body::CopyState(_));
+    assert!(asked.iter().any(|m| copies(&m)), "{asked:?}");
+    assert_eq!(core.members, [0, 1]);
 }

@@ -21,6 +21,7 @@ impl World {
             checkpoint_parts: self.sizes.parts,
             nodes_max: 4,
             evaluates: true,
+            links: self.sizes.links,
             term: self.coordinator_life,
         };
         let core = lead::Core::new(self.now, settings, self.durable.clone());

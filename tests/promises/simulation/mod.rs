@@ -9,6 +9,7 @@ mod coordinator;
 mod workers;
 mod world;
 
+use belfry_coordinator::core::LinkPolicy;
 use world::{Fault, Sizes, World};
 
 /// Seeds of an ordinary test run: seconds.
@@ -32,6 +33,8 @@ fn world(seed: u64) -> World {
             checkpoint_every: 1,
             parts: 1,
             stall_ms: 1_000,
+            links: LinkPolicy::Tcp,
+            lacks_links: false,
         },
     );
     let sizes = Sizes {
@@ -41,6 +44,14 @@ fn world(seed: u64) -> World {
         checkpoint_every: 2 + world.below(6),
         parts: 1 + world.below(4) as u32,
         stall_ms: 1_000,
+        links: [
+            LinkPolicy::Tcp,
+            LinkPolicy::Device {
+                hierarchical: false,
+            },
+            LinkPolicy::Device { hierarchical: true },
+        ][world.below(3) as usize],
+        lacks_links: world.below(4) == 0,
     };
     let mut world = World::new(seed.wrapping_mul(31) + 7, sizes);
     for _ in 0..world.below(9) {
@@ -117,6 +128,8 @@ fn an_undisturbed_run_does_nothing_twice() {
             checkpoint_every: 3,
             parts: 4,
             stall_ms: 1_000,
+            links: LinkPolicy::Tcp,
+            lacks_links: false,
         };
         let mut world = World::new(workers as u64, sizes);
         assert!(world.run(PATIENCE_MS), "the run did not end");

@@ -1,15 +1,64 @@
 //! The workers' shells in the simulation: sessions, devices, states, and the exchange between them.
 
+use std::collections::BTreeMap;
+
 use belfry_proto::Digest;
 use belfry_proto::lanes::root;
 use belfry_proto::v1::{self, worker_message as up};
 use belfry_worker::core as work;
 
 use super::arithmetic::{State, digest, gradient, part_hash, state_digest, tree_sum, updated};
-use super::world::{Exchange, Happening, Session, Worker, World, address};
+use super::world::{Exchange, ExchangeLinks, Happening, Session, Sizes, Worker, World, address};
 
 /// Longest that a member waits for a peer that lives but does not begin.
 const START_TIMEOUT_MS: u64 = 30_000;
+
+/// Every other worker has a device that tells its losses only when it is waited for.
+fn is_apart(worker: usize) -> bool {
+    worker % 2 == 1
+}
+
+/// Two devices to a host; now and then one without links.
+fn device(worker: usize, life: u64, sizes: Sizes) -> v1::Device {
+    let lacks = sizes.lacks_links && (worker as u64 + life).is_multiple_of(3);
+    v1::Device {
+        host: (worker / 2).to_string(),
+        unit: worker.to_string(),
+        links_missing: if lacks { "no library" } else { "" }.into(),
+    }
+}
+
+/// All members of an exchange are linked alike, each group under one id of this generation.
+fn check_links(seen: &mut Option<ExchangeLinks>, request: &work::Exchange) {
+    let groups = request.links.as_ref().map(|l| l.groups.clone());
+    let seen = seen.get_or_insert_with(|| ExchangeLinks {
+        groups: groups.clone(),
+        ids: BTreeMap::new(),
+    });
+    assert_eq!(seen.groups, groups, "members agree on their links");
+    let Some(links) = &request.links else { return };
+    let own = links.groups.iter().find(|g| g.contains(&request.rank));
+    let own = own.expect("a member is in a group");
+    let id = seen.ids.entry(own[0]).or_insert_with(|| links.id.clone());
+    assert_eq!(*id, links.id, "a group shares its id");
+    if own.len() == 1 && links.groups.len() > 1 {
+        assert!(id.is_empty(), "alone on its host");
+    } else {
+        let made = String::from_utf8(id.clone()).expect("made here");
+        let leader = &request.members[own[0]].0;
+        assert_eq!(made, format!("{} of {leader}", request.generation));
+    }
+}
+
+fn lane_report(lane: u32) -> v1::LaneReport {
+    v1::LaneReport {
+        lane,
+        pairs: 1,
+        mlm_loss: f64::from(lane) * 0.1,
+        pairs_digest: Digest(u128::from(lane) + 1).to_bytes(),
+        ..Default::default()
+    }
+}
 
 impl World {
     pub(super) fn start_worker(&mut self, worker: usize) {
@@ -23,6 +72,7 @@ impl World {
         w.paused_until = 0;
         w.device_free_at = self.now;
         let life = w.life;
+        let device = device(worker, life, self.sizes);
         w.core = Some(work::Core::new(work::Identity {
             run_id: "run".into(),
             worker_id: worker as u64,
@@ -30,6 +80,7 @@ impl World {
             fingerprint: "simulated".into(),
             data_address: address(worker, life),
             lanes: self.sizes.lanes,
+            device,
         }));
         self.after(1, Happening::Connect(worker, life));
         self.after(1, Happening::Heartbeat(worker, life));
@@ -117,22 +168,23 @@ impl World {
                 let done = self.workers[worker].device_free_at.max(self.now) + cost;
                 self.workers[worker].device_free_at = done;
                 self.lanes_computed += 1;
-                let report = v1::LaneReport {
-                    lane,
-                    pairs: 1,
-                    mlm_loss: f64::from(lane) * 0.1,
-                    pairs_digest: Digest(u128::from(lane) + 1).to_bytes(),
-                    ..Default::default()
+                let report = match is_apart(worker) {
+                    true => v1::LaneReport {
+                        lane,
+                        ..Default::default()
+                    },
+                    false => lane_report(lane),
                 };
                 let event = work::Event::LaneDone {
                     step,
                     report,
-                    gradient: gradient(state, lane),
+                    gradient: gradient(state, lane).into(),
                     seconds: cost as f64 / 1000.0,
                 };
                 self.after(done - self.now, Happening::Worker(worker, life, event));
             }
-            E::Prefetch { .. } => {}
+            E::Prefetch { .. } | E::Stage { .. } => {}
+            E::MakeId { generation } => self.make_id(worker, generation),
             E::Reduce(exchange) => self.join(worker, exchange),
             E::AbortReduce => self.leave_exchanges(worker, Vec::new()),
             E::Apply {
@@ -239,6 +291,19 @@ impl World {
         self.tell_worker(worker, work::Event::StateArrived { step, digest });
     }
 
+    /// Ids take their time, fail, or are lost with the process that makes them.
+    fn make_id(&mut self, worker: usize, generation: u64) {
+        let life = self.workers[worker].life;
+        let id = match self.below(40) {
+            0 => return,
+            1 => Err("the library failed".to_owned()),
+            _ => Ok(format!("{generation} of {}", address(worker, life)).into_bytes()),
+        };
+        let delay = self.below(300);
+        let event = work::Event::IdMade { generation, id };
+        self.after(delay, Happening::Worker(worker, life, event));
+    }
+
     pub(super) fn join(&mut self, worker: usize, request: work::Exchange) {
         self.leave_exchanges(worker, Vec::new());
         let id = (request.generation, request.step);
@@ -249,8 +314,12 @@ impl World {
             exchange.members.clone_from(&request.members);
         }
         assert_eq!(exchange.members, request.members, "members agree");
+        check_links(&mut exchange.links, &request);
         exchange.joined.insert(request.rank, (worker, life));
-        exchange.parts.extend(request.partials);
+        for (node, sum) in request.partials {
+            let sum = sum.read().expect("simulated gradients are on the host");
+            exchange.parts.insert(node, sum);
+        }
         let dead: Vec<u32> = (0..exchange.members.len())
             .filter(|rank| {
                 let address = &exchange.members[*rank].0;
@@ -268,14 +337,25 @@ impl World {
         }
         if exchange.joined.len() == exchange.members.len() {
             let sum = tree_sum(root(self.sizes.lanes), &exchange.parts).expect("nodes tile");
-            let joined: Vec<(usize, u64)> = exchange.joined.values().copied().collect();
-            for (worker, life) in joined {
+            let joined: Vec<(usize, (usize, u64))> =
+                exchange.joined.iter().map(|(r, w)| (*r, *w)).collect();
+            let members = exchange.members.clone();
+            for (rank, (worker, life)) in joined {
+                let lanes = members[rank].1.iter().flat_map(|n| n.start..n.end);
+                let late = match is_apart(worker) {
+                    true => work::LateReports {
+                        reports: lanes.map(lane_report).collect(),
+                        seconds: 0.01,
+                    },
+                    false => work::LateReports::default(),
+                };
                 let event = work::Event::Reduced {
                     generation: id.0,
                     step: id.1,
                     digest: digest(&sum),
                     sum: sum.clone(),
                     finite: true,
+                    late,
                 };
                 let delay = 1 + self.below(40);
                 self.after(delay, Happening::Worker(worker, life, event));

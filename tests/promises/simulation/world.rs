@@ -21,6 +21,9 @@ pub struct Sizes {
     pub checkpoint_every: u64,
     pub parts: u32,
     pub stall_ms: u64,
+    pub links: lead::LinkPolicy,
+    /// Whether some workers have no device links.
+    pub lacks_links: bool,
 }
 
 /// What may go wrong.
@@ -86,6 +89,14 @@ pub(super) struct Exchange {
     pub(super) joined: BTreeMap<usize, (usize, u64)>,
     pub(super) parts: BTreeMap<LaneRange, Arc<Vec<f32>>>,
     pub(super) failed: bool,
+    pub(super) links: Option<ExchangeLinks>,
+}
+
+/// What the first member of an exchange said of its links.
+pub(super) struct ExchangeLinks {
+    pub(super) groups: Option<Vec<Vec<usize>>>,
+    /// By a group's first rank.
+    pub(super) ids: BTreeMap<usize, Vec<u8>>,
 }
 
 /// See the module.

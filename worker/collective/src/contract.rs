@@ -21,9 +21,9 @@ use crate::{CollectiveError, Endpoint, Limits, Member, Reaction, Reduce, Reduced
 
 const RUN: u64 = 0xbe1f;
 const BUCKET_LEN: usize = 50;
-const DIVIDE_BY: u32 = 3;
+pub(crate) const DIVIDE_BY: u32 = 3;
 
-fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits {
         connect_timeout: Duration::from_secs(10),
         silence_timeout: Duration::from_secs(20),
@@ -56,7 +56,7 @@ fn leaf(lane: u32, len: usize) -> Vec<f32> {
         .collect()
 }
 
-fn node_sum(node: LaneRange, len: usize) -> Vec<f32> {
+pub(crate) fn node_sum(node: LaneRange, len: usize) -> Vec<f32> {
     let lanes = node.start..node.end;
     let mut leaves = lanes
         .map(|l| {
@@ -72,18 +72,18 @@ fn node_sum(node: LaneRange, len: usize) -> Vec<f32> {
     tree_sum(node, &mut leaves).expect("all leaves are there")
 }
 
-fn serial(lanes: u32, len: usize) -> Vec<f32> {
+pub(crate) fn serial(lanes: u32, len: usize) -> Vec<f32> {
     node_sum(root(lanes), len)
         .into_iter()
         .map(|x| x / DIVIDE_BY as f32)
         .collect()
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-fn digest(values: &[f32]) -> u128 {
+pub(crate) fn digest(values: &[f32]) -> u128 {
     xxh3_128(
         &values
             .iter()
@@ -93,13 +93,13 @@ fn digest(values: &[f32]) -> u128 {
 }
 
 /// Contiguous ranges, one per member.
-fn even(lanes: u32, members: usize) -> Vec<Vec<LaneRange>> {
+pub(crate) fn even(lanes: u32, members: usize) -> Vec<Vec<LaneRange>> {
     let ranges = cut(lanes, &vec![1.0; members], 4).into_iter();
     ranges.map(|r| maximal_nodes(lanes, &r.collect())).collect()
 }
 
 /// Lanes dealt out one by one: as scattered as a repair can leave them.
-fn scattered(lanes: u32, members: usize) -> Vec<Vec<LaneRange>> {
+pub(crate) fn scattered(lanes: u32, members: usize) -> Vec<Vec<LaneRange>> {
     let held = |m: usize| {
         (0..lanes)
             .filter(|l| *l as usize * 5 % 7 % members == m)
@@ -110,7 +110,12 @@ fn scattered(lanes: u32, members: usize) -> Vec<Vec<LaneRange>> {
         .collect()
 }
 
-fn requests(lanes: u32, len: usize, nodes: &[Vec<LaneRange>], addrs: &[SocketAddr]) -> Vec<Reduce> {
+pub(crate) fn requests(
+    lanes: u32,
+    len: usize,
+    nodes: &[Vec<LaneRange>],
+    addrs: &[SocketAddr],
+) -> Vec<Reduce> {
     let members: Vec<Member> = nodes
         .iter()
         .zip(addrs)
@@ -224,7 +229,7 @@ fn nowhere(members: usize) -> Vec<SocketAddr> {
         .collect()
 }
 
-fn assert_sums(results: Vec<Result<Reduced, CollectiveError>>, lanes: u32, len: usize) {
+pub(crate) fn assert_sums(results: Vec<Result<Reduced, CollectiveError>>, lanes: u32, len: usize) {
     let expected = serial(lanes, len);
     for reduced in results {
         let reduced = reduced.expect("the exchange succeeds");
@@ -303,7 +308,7 @@ async fn a_link_that_ends_or_stalls_names_its_peer() {
     );
 }
 
-async fn endpoints(members: usize) -> (Vec<Arc<Endpoint>>, Vec<SocketAddr>) {
+pub(crate) async fn endpoints(members: usize) -> (Vec<Arc<Endpoint>>, Vec<SocketAddr>) {
     let mut endpoints = Vec::new();
     for _ in 0..members {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -317,7 +322,7 @@ async fn endpoints(members: usize) -> (Vec<Arc<Endpoint>>, Vec<SocketAddr>) {
     (endpoints, addrs)
 }
 
-async fn on_tcp(
+pub(crate) async fn on_tcp(
     endpoints: &[Arc<Endpoint>],
     requests: Vec<Reduce>,
 ) -> Vec<Result<Reduced, CollectiveError>> {

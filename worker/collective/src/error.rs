@@ -110,6 +110,25 @@ pub enum CollectiveError {
     /// The request contradicts itself.
     #[error("cannot reduce: {0}; the members' nodes must tile all lanes exactly")]
     BadNodes(String),
+    /// The device links of a generation broke.
+    #[error(
+        "the device links of generation {generation} broke: {reason}; ranks that do not answer: \
+         {ranks:?}; wait for the next generation"
+    )]
+    LinksBroke {
+        /// Of this exchange.
+        generation: u64,
+        /// Members whose processes do not answer; none where all live.
+        ranks: Vec<usize>,
+        /// What the links said.
+        reason: String,
+    },
+    /// Device links were asked for where there are none.
+    #[error("no device links: {0}; set collective.transport = \"tcp\" or mend this")]
+    NoDeviceLinks(String),
+    /// This process's device failed.
+    #[error("device: {0}")]
+    Device(String),
     /// Every source of a state copy failed; this is the last failure.
     #[error("no source left for the state of step {step}, last {addr}: {reason}; ask again")]
     NoSource {
@@ -158,6 +177,7 @@ impl CollectiveError {
             | Self::GaveUp { .. }
             | Self::StaleGeneration { .. }
             | Self::GenerationOver { .. }
+            | Self::LinksBroke { .. }
             | Self::StateGone { .. } => Reaction::Rejoin,
             Self::Corrupt { .. } | Self::Unexpected { .. } => Reaction::Quarantine,
             Self::NoSource { .. } => Reaction::Retry,
@@ -165,8 +185,25 @@ impl CollectiveError {
             | Self::OtherRun { .. }
             | Self::BadNodes(_)
             | Self::BadCopy(_)
+            | Self::NoDeviceLinks(_)
+            | Self::Device(_)
             | Self::Internal(_) => Reaction::Fatal,
         }
+    }
+
+    /// The same error with its rank looked up in `ranks`: of an exchange between some members.
+    pub(crate) fn with_ranks(mut self, ranks: &[usize]) -> Self {
+        match &mut self {
+            Self::PeerLost { rank, .. }
+            | Self::GaveUp { rank, .. }
+            | Self::PeerSilent { rank, .. }
+            | Self::Corrupt { rank, .. }
+            | Self::Unexpected { rank, .. }
+            | Self::StaleGeneration { rank, .. }
+            | Self::OtherRun { rank, .. } => *rank = ranks.get(*rank).copied().unwrap_or(*rank),
+            _ => {}
+        }
+        self
     }
 
     /// The ranks that this error blames; a peer that gave up or went on is not to blame.
@@ -177,6 +214,7 @@ impl CollectiveError {
             | Self::Corrupt { rank, .. }
             | Self::Unexpected { rank, .. }
             | Self::OtherRun { rank, .. } => vec![*rank as u32],
+            Self::LinksBroke { ranks, .. } => ranks.iter().map(|r| *r as u32).collect(),
             _ => Vec::new(),
         }
     }

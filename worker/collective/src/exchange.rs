@@ -26,6 +26,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::endpoint::Limits;
 use crate::error::CollectiveError;
+use crate::floats::Length;
 use crate::fold::tree_sum;
 use crate::frame::{
     BoxLink, Frame, HEADER_BYTES, Header, Kind, ReadError, encode, floats, read_frame,
@@ -168,18 +169,19 @@ fn frame_floats(limits: &Limits) -> usize {
     FRAME_FLOATS.min(limits.frame_bytes_max / 4).max(1)
 }
 
-fn node_digests(request: &Reduce) -> Vec<(LaneRange, u128)> {
+/// Digests of the own nodes that lie in host memory.
+pub(crate) fn node_digests<P: Length>(request: &Reduce<P>) -> Vec<(LaneRange, u128)> {
     let nodes = request.members[request.rank].nodes.iter();
-    nodes
-        .map(|node| {
-            let mut hash = Xxh3::new();
-            hash_floats(&mut hash, &request.partials[node]);
-            (*node, hash.digest128())
-        })
-        .collect()
+    let here = nodes.filter_map(|node| Some((*node, request.partials[node].values()?)));
+    here.map(|(node, values)| {
+        let mut hash = Xxh3::new();
+        hash_floats(&mut hash, values);
+        (node, hash.digest128())
+    })
+    .collect()
 }
 
-fn hash_floats(hash: &mut Xxh3, values: &[f32]) {
+pub(crate) fn hash_floats(hash: &mut Xxh3, values: &[f32]) {
     let mut bytes = vec![0; 16 << 10];
     for chunk in values.chunks(4 << 10) {
         for (to, value) in bytes.chunks_exact_mut(4).zip(chunk) {
@@ -396,6 +398,7 @@ impl Owner {
             node_digests,
             bytes_sent: self.bytes_sent,
             bytes_received: self.bytes_received,
+            on_device: None,
         })
     }
 }

@@ -7,15 +7,20 @@
 mod endpoint;
 mod error;
 mod exchange;
+mod floats;
 mod fold;
 mod frame;
+pub mod nccl;
 mod plan;
 mod state_copy;
+mod transport;
 
 #[cfg(test)]
 mod contract;
 
 pub use endpoint::{Endpoint, Limits};
 pub use error::{CollectiveError, Reaction};
+pub use floats::{DeviceFloats, DeviceOwner, Floats, Length};
 pub use plan::{Member, Reduce, Reduced};
 pub use state_copy::StateSource;
+pub use transport::{DeviceLinks, Reducing, SumOrder, Transport, Wire};

@@ -11,6 +11,7 @@ use belfry_proto::LaneRange;
 use belfry_proto::lanes::tiles_exactly;
 
 use crate::error::CollectiveError;
+use crate::floats::{DeviceFloats, Length};
 
 /// A participant of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +22,10 @@ pub struct Member {
     pub nodes: Vec<LaneRange>,
 }
 
-/// One all-reduce. All members must pass the same values but for `rank` and `partials`.
+/// One all-reduce. All members must pass the same values but for `rank` and `partials`, whose
+/// floats lie in host memory for TCP, and may lie on a device for a [`Transport`](crate::Transport).
 #[derive(Clone, Debug)]
-pub struct Reduce {
+pub struct Reduce<P = Arc<Vec<f32>>> {
     /// Fencing: grows with every change of the members.
     pub generation: u64,
     /// The open step.
@@ -35,7 +37,7 @@ pub struct Reduce {
     /// By rank; their nodes tile all lanes.
     pub members: Vec<Member>,
     /// The own nodes, each of `len` floats. Only read, so an exchange can be repeated.
-    pub partials: BTreeMap<LaneRange, Arc<Vec<f32>>>,
+    pub partials: BTreeMap<LaneRange, P>,
     /// Floats of a gradient.
     pub len: usize,
     /// What the sum is divided by, once.
@@ -51,15 +53,34 @@ pub struct Reduced {
     pub sum: Vec<f32>,
     /// XXH3-128 over the sum's little-endian bytes: the same for every number of members.
     pub digest: u128,
-    /// The same over each of the own nodes.
+    /// The same over each of the own nodes that lie in host memory.
     pub node_digests: Vec<(LaneRange, u128)>,
     /// Bytes written to peers, headers included.
     pub bytes_sent: u64,
     /// Bytes read from peers, headers included.
     pub bytes_received: u64,
+    /// The sum once more, where a device added it.
+    pub on_device: Option<DeviceFloats>,
 }
 
-impl Reduce {
+impl<P> Reduce<P> {
+    /// The same request with other partials.
+    pub(crate) fn with<Q>(&self, partials: BTreeMap<LaneRange, Q>) -> Reduce<Q> {
+        Reduce {
+            generation: self.generation,
+            step: self.step,
+            lanes: self.lanes,
+            rank: self.rank,
+            members: self.members.clone(),
+            partials,
+            len: self.len,
+            divide_by: self.divide_by,
+            bucket_len: self.bucket_len,
+        }
+    }
+}
+
+impl<P: Length> Reduce<P> {
     /// Checks what can be checked without the peers.
     pub(crate) fn check(&self) -> Result<(), CollectiveError> {
         let bad = |reason: String| Err(CollectiveError::BadNodes(reason));
@@ -79,7 +100,7 @@ impl Reduce {
         let nodes = self.members.iter().flat_map(|m| m.nodes.iter().copied());
         tiles_exactly(self.lanes, nodes).or_else(bad)?;
         for node in &me.nodes {
-            match self.partials.get(node).map(|p| p.len()) {
+            match self.partials.get(node).map(Length::floats) {
                 Some(len) if len == self.len => {}
                 Some(len) => return bad(format!("node {node} has {len} floats, not {}", self.len)),
                 None => return bad(format!("node {node} is not among the partials")),
@@ -108,7 +129,7 @@ impl Reduce {
     }
 
     /// The buckets that `rank` combines, ascending.
-    pub(crate) fn owned(&self, rank: usize) -> impl Iterator<Item = usize> + use<> {
+    pub(crate) fn owned(&self, rank: usize) -> impl Iterator<Item = usize> + use<P> {
         (rank..self.buckets()).step_by(self.members.len())
     }
 }

@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 use crate::batch::{ClassifyBatch, ClassifyReport};
 use crate::draws::Draws;
 use crate::error::ModelError;
+use crate::gradient::Target;
 use crate::heads::Heads;
 use crate::loss::GroupLoss;
 use crate::pass::Trace;
@@ -16,19 +17,18 @@ use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::Weights;
 
 impl ManagerTower {
-    /// Adds the gradient of the sum of the micro-batches' mean losses to `gradient` (flat, name
-    /// order), and reports each micro-batch. `draws` holds one key per micro-batch.
+    /// Adds the gradient of the sum of the micro-batches' mean losses to `gradient`, and reports each micro-batch. `draws` holds one key per micro-batch.
     ///
     /// # Errors
     /// [`ModelError`] if model, batch, draws or vectors do not fit, before anything is computed.
-    pub fn classify_gradient(
+    pub fn classify_gradient<'a>(
         &self,
         weights: &Weights,
         batch: &ClassifyBatch,
         draws: Draws<'_>,
-        gradient: &mut [f32],
+        gradient: impl Into<Target<'a>>,
     ) -> Result<Vec<ClassifyReport>, ModelError> {
-        self.classify(batch, Run::training(weights, draws, gradient)?)
+        self.classify(batch, Run::training(weights, draws, gradient.into())?)
     }
 
     /// The same reports without gradient, dropout or noise.
@@ -90,6 +90,7 @@ impl ManagerTower {
             groups: (0..batch.rows()).map(|row| row / batch.pairs).collect(),
         };
         let losses = scored.finish(pass, batch.micro_batches, run.gradient)?;
+        let losses = losses.read()?;
         let report = |loss: GroupLoss| ClassifyReport {
             loss: loss.mean,
             score: loss.score,

@@ -15,6 +15,7 @@ use belfry_configs::Task;
 use crate::batch::{Labels, RetrievalBatch};
 use crate::contrast::{Contrast, Features, Positives, TEMPERATURE_BOUNDS};
 use crate::error::ModelError;
+use crate::gradient::Target;
 use crate::group::{Group, GroupError};
 use crate::heads::{ContrastiveHeads, unit};
 use crate::layers::{Linear, score_mask};
@@ -69,23 +70,25 @@ impl<'a> ContrastPass<'a> {
         &self,
         mut pass: Pass<'a>,
         company: Company,
-        gradient: Option<&mut [f32]>,
+        gradient: Option<Target>,
     ) -> Result<(f64, GroupLoss), ModelError> {
         let Company { group, negatives } = company;
         let towers = self.towers(&mut pass)?;
         let (contrast, places) = self.contrast(&mut pass, &towers, group, negatives)?;
         let hard = self.fetch(&pass, &towers, group, places)?;
         let fusion = self.fuse(&mut pass, &towers, &hard, gradient.is_some())?;
-        let (losses, slopes) = fusion.scored.losses(1)?;
-        if let Some(gradient) = gradient {
+        let (losses, slopes) = fusion.scored.losses(&pass, 1)?;
+        if let Some(mut gradient) = gradient {
             let Fusion {
                 own,
                 hard: copies,
                 scored,
             } = fusion;
-            let mut slopes = scored.backward(&mut pass, slopes, Some(gradient))?;
+            let sum = Some(gradient.again());
+            let mut slopes = scored.backward(&mut pass, slopes, sum)?;
             let table = self.tower.table();
-            gradient[table.offset(self.itc.temperature)] += contrast.temperature as f32;
+            let place = table.place(self.itc.temperature);
+            gradient.add_number(table, place, contrast.temperature as f32);
             let mut owed = self.owed_to_features(&pass, &towers, group, &contrast)?;
             for side in SIDES {
                 let copies = own[side].iter().zip(&copies[side]);
@@ -100,10 +103,10 @@ impl<'a> ContrastPass<'a> {
             }
             let total = owed.into_iter().reduce(|a, b| a + b);
             let total = total.expect("two features at least");
-            let slopes = pass.backward(total, Some(gradient))?;
+            let slopes = pass.backward(total, Some(gradient.again()))?;
             pass.collect(slopes, gradient)?;
         }
-        Ok((contrast.loss, losses[0]))
+        Ok((contrast.loss, losses.read()?[0]))
     }
 
     fn towers(&self, pass: &mut Pass<'a>) -> Result<Towers, ModelError> {

@@ -1,8 +1,9 @@
 //! Random numbers of a forward pass: dropout masks and manager noise.
 //!
-//! Drawn on the host, one block per micro-batch from that micro-batch's own key, so that a number
-//! depends on (micro-batch, pass, site, element) and never on how many micro-batches share a device
-//! batch, on the device or on threads. This file refuses to know where keys come from.
+//! One block per micro-batch from that micro-batch's own key, so that a number depends on
+//! (micro-batch, pass, site, element) and never on how many micro-batches share a device batch, on
+//! the device or on threads. Drawn here for the host; `draw_kernels.rs` draws the same bits on other
+//! devices. This file refuses to know where keys come from.
 
 use belfry_configs::rng::Key;
 use rayon::prelude::*;
@@ -24,14 +25,30 @@ pub enum Draws<'a> {
     Noise(&'a [Vec<f32>]),
 }
 
-/// Dropout multipliers: 0 with probability `rate`, else 1/(1-rate). `len` is divided evenly among
+/// The micro-batches' keys of one site in one pass.
+pub(crate) fn site_keys(keys: &[Key], pass: u64, site: &str) -> Vec<Key> {
+    let of_site = |key: &Key| key.with(pass).with_name(site);
+    keys.iter().map(of_site).collect()
+}
+
+/// Of those, the keys of one expert's noise.
+pub(crate) fn expert_keys(site_keys: &[Key], expert: usize) -> Vec<Key> {
+    let of_expert = |key: &Key| key.with(expert as u64);
+    site_keys.iter().map(of_expert).collect()
+}
+
+/// Standard deviation of a manager's noise.
+pub(crate) fn noise_std(experts: usize) -> f32 {
+    1.0 / experts as f32
+}
+
+/// Dropout multipliers from the keys of a site: 0 with probability `rate`, else 1/(1-rate). `len` is divided evenly among
 /// the micro-batches.
-pub(crate) fn dropout_mask(keys: &[Key], pass: u64, site: &str, rate: f32, len: usize) -> Vec<f32> {
+pub(crate) fn dropout_mask(keys: &[Key], rate: f32, len: usize) -> Vec<f32> {
     let scale = 1.0 / (1.0 - rate);
     let mut mask = vec![0.0f32; len];
     let block = len / keys.len();
     for (key, part) in keys.iter().zip(mask.chunks_mut(block)) {
-        let key = key.with(pass).with_name(site);
         part.par_chunks_mut(DRAW_CHUNK)
             .enumerate()
             .for_each(|(chunk, values)| {
@@ -48,29 +65,18 @@ pub(crate) fn dropout_mask(keys: &[Key], pass: u64, site: &str, rate: f32, len: 
     mask
 }
 
-/// Manager noise, one vector `[batch, length, hidden]` per expert, standard deviation 1/experts.
-pub(crate) fn manager_noise(
-    keys: &[Key],
-    pass: u64,
-    site: &str,
-    experts: usize,
-    len: usize,
-) -> Vec<Vec<f32>> {
-    let std = 1.0 / experts as f32;
+/// One expert's manager noise `[batch, length, hidden]` from the keys of that expert.
+pub(crate) fn normals(keys: &[Key], std: f32, len: usize) -> Vec<f32> {
+    let mut noise = vec![0.0f32; len];
     let block = len / keys.len();
-    let draw = |expert: usize| {
-        let mut noise = vec![0.0f32; len];
-        for (key, part) in keys.iter().zip(noise.chunks_mut(block)) {
-            let key = key.with(pass).with_name(site).with(expert as u64);
-            part.par_chunks_mut(DRAW_CHUNK)
-                .enumerate()
-                .for_each(|(chunk, values)| {
-                    fill_normal(key, (chunk * DRAW_CHUNK) as u64, std, values);
-                });
-        }
-        noise
-    };
-    (0..experts).map(draw).collect()
+    for (key, part) in keys.iter().zip(noise.chunks_mut(block)) {
+        part.par_chunks_mut(DRAW_CHUNK)
+            .enumerate()
+            .for_each(|(chunk, values)| {
+                fill_normal(*key, (chunk * DRAW_CHUNK) as u64, std, values);
+            });
+    }
+    noise
 }
 
 /// One expert's part of a given noise tensor `[batch, experts, length, hidden]`.
@@ -96,7 +102,7 @@ mod tests {
     #[test]
     fn dropout_keeps_its_share_and_its_expectation() {
         for rate in [0.1f32, 0.5] {
-            let mask = dropout_mask(&keys(4), 0, "site", rate, 400_000);
+            let mask = dropout_mask(&site_keys(&keys(4), 0, "site"), rate, 400_000);
             let kept = mask.iter().filter(|m| **m > 0.0).count() as f32 / mask.len() as f32;
             assert!(
                 (kept - (1.0 - rate)).abs() < 3e-3,
@@ -110,25 +116,24 @@ mod tests {
     #[test]
     fn a_micro_batch_draws_the_same_numbers_in_any_company() {
         let keys = keys(3);
-        let together = dropout_mask(&keys, 1, "a", 0.3, 3 * 50_000);
-        let alone = dropout_mask(&keys[1..2], 1, "a", 0.3, 50_000);
+        let mask = |keys: &[Key], pass, site| {
+            dropout_mask(&site_keys(keys, pass, site), 0.3, keys.len() * 50_000)
+        };
+        let together = mask(&keys, 1, "a");
+        let alone = mask(&keys[1..2], 1, "a");
         assert_eq!(together[50_000..100_000], alone[..]);
-        let swapped = dropout_mask(&[keys[1], keys[0], keys[2]], 1, "a", 0.3, 3 * 50_000);
+        let swapped = mask(&[keys[1], keys[0], keys[2]], 1, "a");
         assert_eq!(swapped[..50_000], alone[..]);
-        assert_ne!(
-            alone,
-            dropout_mask(&keys[1..2], 0, "a", 0.3, 50_000),
-            "another pass"
-        );
-        assert_ne!(
-            alone,
-            dropout_mask(&keys[1..2], 1, "b", 0.3, 50_000),
-            "another site"
-        );
-        let together = manager_noise(&keys, 0, "a", 3, 3 * 70_002);
-        let alone = manager_noise(&keys[2..], 0, "a", 3, 70_002);
+        assert_ne!(alone, mask(&keys[1..2], 0, "a"), "another pass");
+        assert_ne!(alone, mask(&keys[1..2], 1, "b"), "another site");
+        let noise = |keys: &[Key], expert| {
+            let keys = expert_keys(&site_keys(keys, 0, "a"), expert);
+            normals(&keys, noise_std(3), keys.len() * 70_002)
+        };
         for expert in 0..3 {
-            assert_eq!(together[expert][2 * 70_002..], alone[expert][..]);
+            let alone = noise(&keys[2..], expert);
+            assert_eq!(noise(&keys, expert)[2 * 70_002..], alone[..]);
+            assert_ne!(alone, noise(&keys[2..], (expert + 1) % 3), "another expert");
         }
     }
 

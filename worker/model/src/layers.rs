@@ -4,10 +4,11 @@
 //! Attention and norms are written out, because the library's attention has no dropout behind the
 //! softmax and its decompositions keep more full-size tensors for the backward pass than needed.
 
-use burn::tensor::{Tensor, activation, module};
+use burn::tensor::{Tensor, activation};
 
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::{Dropout, Pass};
+use crate::product::Operand;
 
 /// Standard deviation of fresh linear and embedding weights (model_spec 11).
 pub(crate) const INIT_STD: f32 = 0.02;
@@ -42,8 +43,14 @@ impl Linear {
     /// # Shapes
     /// `[.., in]` → `[.., out]`
     pub fn forward<const D: usize>(&self, pass: &Pass, x: Tensor<D>) -> Tensor<D> {
+        self.forward_shared(pass, pass.products().operand(x))
+    }
+
+    /// Of an input that other layers read as well.
+    pub fn forward_shared<const D: usize>(&self, pass: &Pass, x: Operand<D>) -> Tensor<D> {
         let bias = self.bias.map(|bias| pass.weights.vector(bias));
-        linear(x, pass.weights.matrix(self.weight, 0), bias)
+        let weight = pass.weights.matrix(self.weight, 0);
+        pass.products().linear(x, weight, bias)
     }
 
     /// With another vector added to the bias, which is cheaper than adding it to every row.
@@ -57,24 +64,9 @@ impl Linear {
             Some(bias) => pass.weights.vector(bias) + plus,
             None => plus,
         };
-        linear(x, pass.weights.matrix(self.weight, 0), Some(bias))
+        let (products, weight) = (pass.products(), pass.weights.matrix(self.weight, 0));
+        products.linear(products.operand(x), weight, Some(bias))
     }
-}
-
-/// `x W + b` of all rows as one matrix: with more axes the library copies the weight each time.
-///
-/// # Shapes
-/// x `[.., in]`, weight `[in, out]`, bias `[out]` → `[.., out]`
-pub(crate) fn linear<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-) -> Tensor<D> {
-    let mut shape = x.dims();
-    let [inputs, outputs] = weight.dims();
-    let rows = shape.iter().product::<usize>() / inputs;
-    shape[D - 1] = outputs;
-    module::linear(x.reshape([rows, inputs]), weight, bias).reshape(shape)
 }
 
 /// A ViT's packed query, key and value projection: one `[3 x width, width]` parameter, three leaves.
@@ -95,10 +87,12 @@ impl PackedProjection {
     /// # Shapes
     /// `[batch, length, width]` → three of the same
     pub fn forward(&self, pass: &Pass, x: Tensor<3>) -> [Tensor<3>; 3] {
+        let products = pass.products();
+        let x = products.operand(x);
         [0, 1, 2].map(|part| {
             let weight = pass.weights.matrix(self.weight, part);
             let bias = pass.weights.part(self.bias, part);
-            linear(x.clone(), weight, Some(bias))
+            products.linear(x.clone(), weight, Some(bias))
         })
     }
 }
@@ -182,13 +176,15 @@ pub(crate) fn attend(
     dropout: Option<&Dropout>,
 ) -> Tensor<3> {
     let [batch, queries, width] = q.dims();
+    let products = pass.products();
     let split = |x: Tensor<3>| {
         let length = x.dims()[1];
-        x.reshape([batch, length, heads, width / heads])
-            .swap_dims(1, 2)
+        let split = x.reshape([batch, length, heads, width / heads]);
+        products.operand(split.swap_dims(1, 2))
     };
     let scale = 1.0 / ((width / heads) as f32).sqrt();
-    let mut scores = split(q * scale).matmul(split(k).swap_dims(2, 3));
+    let keys = split(k).seen(|k| k.swap_dims(2, 3));
+    let mut scores = products.multiply(split(q * scale), keys);
     if let Some(mask) = mask {
         scores = scores + mask.clone();
     }
@@ -197,7 +193,7 @@ pub(crate) fn attend(
         Some(mask) => exp * mask,
         None => exp,
     };
-    let context = kept.matmul(split(v)) * sum.recip();
+    let context = products.multiply(products.operand(kept), split(v)) * sum.recip();
     context.swap_dims(1, 2).reshape([batch, queries, width])
 }
 
@@ -263,10 +259,11 @@ impl AttentionBlock {
         source: Tensor<3>,
         mask: Option<&Tensor<4>>,
     ) -> Tensor<3> {
+        let source = pass.products().operand(source);
         let qkv = [
             self.query.forward(pass, x.clone()),
-            self.key.forward(pass, source.clone()),
-            self.value.forward(pass, source),
+            self.key.forward_shared(pass, source.clone()),
+            self.value.forward_shared(pass, source),
         ];
         let context = attend(
             pass,

@@ -34,7 +34,9 @@ pub fn fill_normal(key: Key, first: u64, std: f32, out: &mut [f32]) {
 fn normal_pair(bits: u64) -> (f32, f32) {
     // 2^-32 (k + 1/2): never 0, and 1 only after rounding, where the logarithm is 0.
     let uniform = ((bits >> 32) as f32 + 0.5) * (1.0 / 4_294_967_296.0);
-    let radius = (-2.0 * ln(uniform)).max(0.0).sqrt();
+    // Not `max`, which may keep the minus of a zero or not: the compiler chooses.
+    let square = -2.0 * ln(uniform);
+    let radius = if square > 0.0 { square } else { 0.0 }.sqrt();
     let low = bits as u32;
     let quarter = low >> 30;
     // The angle inside its quarter turn, centred so that the series are short.

@@ -3,15 +3,21 @@
 //! Carried through every layer. It refuses to know the layers.
 
 use belfry_configs::Recompute;
+use belfry_configs::rng::Key;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::draws::{Draws, dropout_mask, expert_of, manager_noise};
+#[cfg(feature = "cubecl")]
+use crate::draw_kernels;
+use crate::draws::{self, Draws, expert_keys, expert_of, noise_std, site_keys};
 use crate::error::ModelError;
+use crate::gradient::Target;
 use crate::inspect::Observer;
 use crate::manager::Aggregated;
 use crate::params::ParamId;
+use crate::phase::phase;
+use crate::product::Products;
 use crate::segments::{Segment, Slopes};
-use crate::weights::{Weights, read, scatter_rows};
+use crate::weights::{Weights, read};
 
 /// A tensor that a forward pass showed.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +93,11 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// How products are computed.
+    pub fn products(&self) -> Products {
+        self.weights.products()
+    }
+
     /// Shows what manager number `call` aggregated to the observer, if there is one.
     pub fn show_manager(&mut self, call: usize, made: &Aggregated) -> Result<(), ModelError> {
         match &mut self.observer {
@@ -131,6 +142,7 @@ impl<'a> Pass<'a> {
 
     /// A constant from the host.
     pub fn constant<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        let _phase = phase!(self.weights.device(), "copies to device");
         Tensor::from_data(TensorData::new(values, shape), self.weights.device())
     }
 
@@ -147,8 +159,15 @@ impl<'a> Pass<'a> {
         if dropout.rate == 0.0 {
             return None;
         }
-        let len = shape.iter().product();
-        let mask = dropout_mask(keys, self.number, &dropout.site, dropout.rate, len);
+        let _drawing = phase!(self.weights.device(), "masks and noise");
+        let keys = site_keys(keys, self.number, &dropout.site);
+        #[cfg(feature = "cubecl")]
+        if let Some(mask) =
+            draw_kernels::dropout_mask(self.weights.device(), &keys, dropout.rate, shape)
+        {
+            return Some(mask);
+        }
+        let mask = draws::dropout_mask(&keys, dropout.rate, shape.iter().product());
         Some(self.constant(mask, shape))
     }
 
@@ -169,43 +188,54 @@ impl<'a> Pass<'a> {
         experts: usize,
         shape: [usize; 3],
     ) -> Option<Vec<Tensor<3>>> {
-        let len: usize = shape.iter().product();
-        let parts = match self.draws {
-            Draws::Off => return None,
-            Draws::Keys(keys) => manager_noise(keys, self.number, site, experts, len),
+        let _drawing = phase!(self.weights.device(), "masks and noise");
+        let expert = |expert: usize| match self.draws {
+            Draws::Off => None,
+            Draws::Keys(keys) => {
+                let keys = expert_keys(&site_keys(keys, self.number, site), expert);
+                Some(self.normals(&keys, noise_std(experts), shape))
+            }
             Draws::Noise(tensors) => {
                 let noise = &tensors[self.number as usize * calls + call];
-                let cut = |expert| expert_of(noise, shape[0], experts, expert);
-                (0..experts).map(cut).collect()
+                let part = expert_of(noise, shape[0], experts, expert);
+                Some(self.constant(part, shape))
             }
         };
-        Some(
-            parts
-                .into_iter()
-                .map(|part| self.constant(part, shape))
-                .collect(),
-        )
+        (0..experts).map(expert).collect()
     }
 
-    /// Adds the gradients of everything this pass read to `flat` (name order).
-    pub fn collect(self, slopes: Slopes, flat: &mut [f32]) -> Result<(), ModelError> {
-        Self::collect_all(&mut [(self, slopes)], flat)
+    fn normals(&self, keys: &[Key], std: f32, shape: [usize; 3]) -> Tensor<3> {
+        #[cfg(feature = "cubecl")]
+        if let Some(noise) = draw_kernels::normals(self.weights.device(), keys, std, shape) {
+            return noise;
+        }
+        self.constant(draws::normals(keys, std, shape.iter().product()), shape)
+    }
+
+    /// Adds the gradients of everything this pass read.
+    pub fn collect(self, slopes: Slopes, target: Target) -> Result<(), ModelError> {
+        Self::collect_all(&mut [(self, slopes)], target)
     }
 
     /// The same of several passes, in their order.
-    pub fn collect_all(passes: &mut [(Pass, Slopes)], flat: &mut [f32]) -> Result<(), ModelError> {
+    pub fn collect_all(
+        passes: &mut [(Pass, Slopes)],
+        mut target: Target,
+    ) -> Result<(), ModelError> {
+        let device = passes.first().map(|(pass, _)| pass.weights.device());
+        let _phase = device.map(|device| phase!(device, "gradient collection"));
         for (pass, slopes) in &mut *passes {
             for used in pass.gathered.drain(..) {
                 if let Some(rows) = slopes.take(&used.leaf) {
-                    let rows = read(rows, "gradient of looked-up rows")?;
-                    let sum = pass.weights.slice_of(used.table, flat);
-                    scatter_rows(sum, &rows, &used.ids, used.skip);
+                    let ids = (&used.ids[..], used.skip);
+                    let weights = pass.weights;
+                    weights.collect_rows(used.table, rows, ids, target.again())?;
                 }
             }
         }
         let sources = passes.iter_mut();
         let sources = sources.flat_map(|(pass, slopes)| slopes.sources(pass.weights));
         let mut sources: Vec<_> = sources.collect();
-        Weights::collect_all(&mut sources, flat)
+        Weights::collect_all(&mut sources, target)
     }
 }

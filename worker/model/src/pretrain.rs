@@ -9,11 +9,13 @@ use burn::tensor::Tensor;
 use crate::batch::{IGNORED, Labels, MicroBatchReport, PretrainBatch};
 use crate::draws::Draws;
 use crate::error::ModelError;
+use crate::gradient::Target;
 use crate::heads::{Heads, MlmHead};
 use crate::layers::Linear;
 use crate::loss::GroupLoss;
 use crate::pass::{Pass, Trace};
-use crate::scored::{Run, Scored};
+use crate::phase::phase;
+use crate::scored::{Losses, Run, Scored};
 use crate::segments::Slopes;
 use crate::shared_images::{Owed, SharedImages, View};
 use crate::side_by_side::side_by_side;
@@ -27,19 +29,34 @@ const MLM: u64 = 0;
 const ITM: u64 = 1;
 
 impl ManagerTower {
-    /// Adds the gradient of sum over micro-batches of (MLM mean + ITM mean) to `gradient` (flat, name
-    /// order), and reports each micro-batch. `draws` holds one key per micro-batch.
+    /// Adds the gradient of sum over micro-batches of (MLM mean + ITM mean) to `gradient`, and
+    /// reports each micro-batch, when asked. `draws` holds one key per micro-batch.
     ///
     /// # Errors
     /// [`ModelError`] if model, batch, draws or vectors do not fit, before anything is computed.
-    pub fn pretrain_gradient(
+    pub fn pretrain_step(
         &self,
         weights: &Weights,
         batch: &PretrainBatch,
         draws: Draws<'_>,
-        gradient: &mut [f32],
-    ) -> Result<Vec<MicroBatchReport>, ModelError> {
+        gradient: Target<'_>,
+    ) -> Result<PretrainReports, ModelError> {
         self.pretrain(batch, Run::training(weights, draws, gradient)?)
+    }
+
+    /// The same with the reports read at once.
+    ///
+    /// # Errors
+    /// As [`ManagerTower::pretrain_step`].
+    pub fn pretrain_gradient<'a>(
+        &self,
+        weights: &Weights,
+        batch: &PretrainBatch,
+        draws: Draws<'_>,
+        gradient: impl Into<Target<'a>>,
+    ) -> Result<Vec<MicroBatchReport>, ModelError> {
+        self.pretrain_step(weights, batch, draws, gradient.into())?
+            .read()
     }
 
     /// The same reports without gradient, dropout or noise.
@@ -51,7 +68,8 @@ impl ManagerTower {
         weights: &Weights,
         batch: &PretrainBatch,
     ) -> Result<Vec<MicroBatchReport>, ModelError> {
-        self.pretrain(batch, Run::evaluation(&weights.without_gradient()))
+        self.pretrain(batch, Run::evaluation(&weights.without_gradient()))?
+            .read()
     }
 
     /// As [`ManagerTower::pretrain_evaluate`] with given draws, and shows every intermediate tensor.
@@ -67,14 +85,10 @@ impl ManagerTower {
         let mut trace = Trace::default();
         let weights = weights.without_gradient();
         let reports = self.pretrain(batch, Run::traced(&weights, draws, &mut trace))?;
-        Ok((reports, trace))
+        Ok((reports.read()?, trace))
     }
 
-    fn pretrain(
-        &self,
-        batch: &PretrainBatch,
-        run: Run,
-    ) -> Result<Vec<MicroBatchReport>, ModelError> {
+    fn pretrain(&self, batch: &PretrainBatch, run: Run) -> Result<PretrainReports, ModelError> {
         let Heads::Pretrain { mlm, itm } = &self.heads else {
             return Err(self.other_task("pretrain"));
         };
@@ -90,6 +104,23 @@ impl ManagerTower {
             Some(_) => passes.apart(run)?,
             None => passes.together(run)?,
         };
+        Ok(PretrainReports { words, matches })
+    }
+}
+
+/// What happened in the micro-batches of a device batch; perhaps the device has it still.
+#[derive(Debug)]
+pub struct PretrainReports {
+    words: Losses,
+    matches: Losses,
+}
+
+impl PretrainReports {
+    /// One report per micro-batch. From a device of its own this waits for the losses.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`] if the device does not give them back.
+    pub fn read(self) -> Result<Vec<MicroBatchReport>, ModelError> {
         let report = |(mlm, itm): (GroupLoss, GroupLoss)| MicroBatchReport {
             mlm_loss: mlm.mean,
             itm_loss: itm.mean,
@@ -98,7 +129,8 @@ impl ManagerTower {
             itm_correct: itm.score as u32,
             pairs: itm.rows,
         };
-        Ok(words.into_iter().zip(matches).map(report).collect())
+        let pairs = self.words.read()?.into_iter().zip(self.matches.read()?);
+        Ok(pairs.map(report).collect())
     }
 }
 
@@ -112,14 +144,14 @@ struct Passes<'a> {
 
 /// A pass that is through: backward too, if that was asked.
 struct Through<'a> {
-    losses: Vec<GroupLoss>,
+    losses: Losses,
     backward: Option<((Pass<'a>, Slopes), Owed)>,
 }
 
 impl<'t> Passes<'t> {
     /// One after the other, each with its own run of the image tower, so that both can be shown
     /// whole.
-    fn apart(&self, run: Run) -> Result<[Vec<GroupLoss>; 2], ModelError> {
+    fn apart(&self, run: Run) -> Result<[Losses; 2], ModelError> {
         let Run {
             weights,
             draws,
@@ -133,18 +165,23 @@ impl<'t> Passes<'t> {
         };
         let mut pass = Pass::new(weights, MLM, draws, trace.as_deref_mut());
         let words = self.score_words(&mut pass, pixels(&self.batch.images))?;
-        drop(pass);
         let words = match words {
-            Some(scored) => scored.losses(count)?.0,
-            None => vec![GroupLoss::default(); count],
+            Some(scored) => scored.losses(&pass, count)?.0,
+            None => self.nothing(),
         };
+        drop(pass);
         let mut pass = Pass::new(weights, ITM, draws, trace);
         let matches = self.score_matches(&mut pass, pixels(&self.batch.itm_images))?;
-        Ok([words, matches.losses(count)?.0])
+        Ok([words, matches.losses(&pass, count)?.0])
+    }
+
+    /// Of a pass that did not run.
+    fn nothing(&self) -> Losses {
+        Losses::Read(vec![GroupLoss::default(); self.batch.micro_batches])
     }
 
     /// Side by side, with one run of the image tower for both.
-    fn together(&self, run: Run) -> Result<[Vec<GroupLoss>; 2], ModelError> {
+    fn together(&self, run: Run) -> Result<[Losses; 2], ModelError> {
         let Run {
             weights,
             draws,
@@ -159,7 +196,7 @@ impl<'t> Passes<'t> {
         let forks = [MLM, ITM].map(|_| weights.fork());
         let jobs = [MLM, ITM].into_iter().zip(&forks).zip(views);
         // The first pass adds to the sum as it goes; the other one's terms come behind.
-        let mut sum = gradient.as_deref_mut();
+        let mut sum = gradient.as_mut().map(Target::again);
         let jobs = jobs.map(|((number, weights), view)| {
             let sum = view.as_ref().and_then(|_| sum.take());
             move || {
@@ -168,8 +205,8 @@ impl<'t> Passes<'t> {
                     .transpose()
             }
         });
-        let through = side_by_side(weights.device(), jobs);
-        let mut losses = [MLM, ITM].map(|_| vec![GroupLoss::default(); self.batch.micro_batches]);
+        let through = side_by_side(weights.on_host(), jobs);
+        let mut losses = [MLM, ITM].map(|_| self.nothing());
         let (mut backwards, mut owed) = (Vec::new(), Vec::new());
         for (place, through) in losses.iter_mut().zip(through) {
             let Some(through) = through? else { continue };
@@ -179,8 +216,8 @@ impl<'t> Passes<'t> {
                 owed.push(owes);
             }
         }
-        if let Some(gradient) = gradient {
-            Pass::collect_all(&mut backwards, gradient)?;
+        if let Some(mut gradient) = gradient {
+            Pass::collect_all(&mut backwards, gradient.again())?;
             drop(backwards);
             shared.backward(&owed, gradient)?;
         }
@@ -193,18 +230,20 @@ impl<'t> Passes<'t> {
         mut pass: Pass<'p>,
         view: View,
         training: bool,
-        sum: Option<&mut [f32]>,
+        sum: Option<Target>,
     ) -> Result<Through<'p>, ModelError>
     where
         't: 'p,
     {
+        let forward = phase!(pass.weights.device(), "passes, forward");
         let images = Images::Experts(view.experts.clone());
         let scored = match pass.number {
             MLM => self.score_words(&mut pass, images)?,
             _ => Some(self.score_matches(&mut pass, images)?),
         };
+        drop(forward);
         let scored = scored.expect("the MLM pass runs with masked words only");
-        let (losses, slopes) = scored.losses(self.batch.micro_batches)?;
+        let (losses, slopes) = scored.losses(&pass, self.batch.micro_batches)?;
         let mut through = Through {
             losses,
             backward: None,

@@ -11,6 +11,7 @@ use crate::contrast::TEMPERATURE_BOUNDS;
 use crate::contrast_pass::ContrastPass;
 use crate::draws::Draws;
 use crate::error::ModelError;
+use crate::gradient::Target;
 use crate::group::Group;
 use crate::heads::{Heads, MlmHead};
 use crate::loss::GroupLoss;
@@ -46,21 +47,22 @@ pub struct Company<'a> {
 }
 
 impl ManagerTower {
-    /// Adds the gradient of ITC + ITM (+ MLM) to `gradient` (flat, name order), other members' use
-    /// of these rows included, and reports the micro-batch. `draws` holds one key.
+    /// Adds the gradient of ITC + ITM (+ MLM) to `gradient`, other members' use of these rows
+    /// included, and reports the micro-batch. `draws` holds one key.
     ///
     /// # Errors
     /// [`ModelError`] if model, batch, draws or vectors do not fit, before anything is computed;
     /// [`ModelError::Group`] if the group fails.
-    pub fn retrieve_gradient(
+    pub fn retrieve_gradient<'a>(
         &self,
         weights: &Weights,
         batch: &RetrievalBatch,
         draws: Draws<'_>,
         company: Company<'_>,
-        gradient: &mut [f32],
+        gradient: impl Into<Target<'a>>,
     ) -> Result<RetrievalReport, ModelError> {
-        self.retrieve(batch, company, Run::training(weights, draws, gradient)?)
+        let run = Run::training(weights, draws, gradient.into())?;
+        self.retrieve(batch, company, run)
     }
 
     /// The same report without gradient, dropout or noise.
@@ -130,7 +132,7 @@ impl ManagerTower {
         } = run;
         let mut words = GroupLoss::default();
         if let Some(head) = mlm {
-            let gradient = gradient.as_deref_mut();
+            let gradient = gradient.as_mut().map(Target::again);
             let pass = self.pass(weights, MLM, draws, trace.as_deref_mut());
             words = self.masked_words(pass, head, batch, gradient)?;
         }
@@ -160,7 +162,7 @@ impl ManagerTower {
         mut pass: Pass<'a>,
         head: &MlmHead,
         batch: &RetrievalBatch,
-        gradient: Option<&mut [f32]>,
+        gradient: Option<Target>,
     ) -> Result<GroupLoss, ModelError> {
         let words = Words {
             inputs: Inputs {
@@ -179,7 +181,7 @@ impl ManagerTower {
             return Ok(GroupLoss::default());
         }
         match self.score_words(&mut pass, head, &words)? {
-            Some(scored) => Ok(scored.finish(pass, 1, gradient)?[0]),
+            Some(scored) => Ok(scored.finish(pass, 1, gradient)?.read()?[0]),
             None => Ok(GroupLoss::default()),
         }
     }

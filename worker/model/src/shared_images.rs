@@ -10,11 +10,13 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::draws::Draws;
 use crate::error::ModelError;
+use crate::gradient::Target;
 use crate::pass::Pass;
+use crate::phase::phase;
 use crate::segments::Slopes;
 use crate::side_by_side::side_by_side;
 use crate::tower::ManagerTower;
-use crate::weights::{Weights, enter, new_leaf, on_host};
+use crate::weights::{Weights, enter, new_leaf};
 
 /// The token type of a text's first image.
 const FIRST_IMAGE: usize = 1;
@@ -50,12 +52,16 @@ pub(crate) struct Owed {
     gradients: Vec<Option<Tensor<3>>>,
 }
 
+/// How many graphs so many images are divided into. It fixes bits.
+pub(crate) fn graphs(images: usize, on_host: bool) -> usize {
+    let most = if on_host { GRAPHS } else { 1 };
+    images.div_ceil(images.div_ceil(most))
+}
+
 impl<'a> SharedImages<'a> {
-    /// Weights for each of the graphs that so many images are divided into. Their number depends on
-    /// the device and the number of images alone: it fixes bits.
+    /// Weights for each of the graphs that so many images are divided into.
     pub fn forks(weights: &Weights, images: usize) -> Vec<Weights> {
-        let graphs = if on_host(weights.device()) { GRAPHS } else { 1 };
-        let graphs = images.div_ceil(images.div_ceil(graphs));
+        let graphs = graphs(images, weights.on_host());
         (0..graphs).map(|_| weights.fork()).collect()
     }
 
@@ -66,6 +72,7 @@ impl<'a> SharedImages<'a> {
         images: &[&[f32]],
     ) -> Result<Self, ModelError> {
         let run = |weights: &'a Weights, images: &[&[f32]]| {
+            let _phase = phase!(weights.device(), "image tower, forward");
             let mut pass = tower.pass(weights, 0, Draws::Off, None);
             let layers = tower.image_layers(&mut pass, &images.concat(), images.len())?;
             let experts = tower.image_experts(&mut pass, &layers, FIRST_IMAGE)?;
@@ -78,7 +85,7 @@ impl<'a> SharedImages<'a> {
         let parts = images.chunks(images.len().div_ceil(forks.len()));
         let jobs = forks.iter().zip(parts);
         let jobs = jobs.map(|(weights, images)| move || run(weights, images));
-        let runs = side_by_side(forks[0].device(), jobs);
+        let runs = side_by_side(forks[0].on_host(), jobs);
         Ok(SharedImages {
             runs: runs.into_iter().collect::<Result<_, ModelError>>()?,
         })
@@ -100,13 +107,14 @@ impl<'a> SharedImages<'a> {
         }
     }
 
-    /// Backward through the tower from what the passes owe; adds to `gradient` (flat, name order).
-    pub fn backward(self, owed: &[Owed], gradient: &mut [f32]) -> Result<(), ModelError> {
+    /// Backward through the tower from what the passes owe; adds to `gradient`.
+    pub fn backward(self, owed: &[Owed], mut gradient: Target) -> Result<(), ModelError> {
         let slopes: Vec<Tensor<3>> = (0..self.runs[0].experts.len())
             .map(|expert| self.total(owed, expert))
             .collect();
         let device = self.device().clone();
-        let backward = |mut run: TowerRun<'a>, first: usize, sum: Option<&mut [f32]>| {
+        let backward = |mut run: TowerRun<'a>, first: usize, sum: Option<Target>| {
+            let _phase = phase!(&device, "image tower, backward");
             let terms = run.experts.drain(..).zip(&slopes).map(|(x, slopes)| {
                 let slopes = slopes.clone().narrow(0, first, run.images);
                 (x * enter(slopes, &device)).sum()
@@ -115,14 +123,15 @@ impl<'a> SharedImages<'a> {
             let slopes = run.pass.backward(loss, sum)?;
             Ok((run.pass, slopes))
         };
-        let (mut first, mut sum) = (0, Some(&mut *gradient));
+        let on_host = self.runs[0].pass.weights.on_host();
+        let (mut first, mut sum) = (0, Some(gradient.again()));
         let jobs = self.runs.into_iter().map(|run| {
             let (start, sum) = (first, sum.take());
             first += run.images;
             let backward = &backward;
             move || backward(run, start, sum)
         });
-        let through = side_by_side(&device, jobs).into_iter();
+        let through = side_by_side(on_host, jobs).into_iter();
         let mut through = through.collect::<Result<Vec<_>, ModelError>>()?;
         Pass::collect_all(&mut through, gradient)
     }

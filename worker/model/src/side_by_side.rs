@@ -10,19 +10,19 @@ use std::thread;
 
 use burn::tensor::Device;
 
-use crate::weights::on_host;
+use crate::phase::{WAITING, phase};
 
-/// Runs all jobs on `device`, one after the other where that is not the host or the process is given
-/// one thread only; a single job stays on the caller's thread. Results stand in the order of the
-/// jobs.
+/// Runs all jobs, one after the other where the device is not the host or the process is given one
+/// thread only; a single job stays on the caller's thread. Results stand in the order of the jobs.
 pub(crate) fn side_by_side<T: Send, J: FnOnce() -> T + Send>(
-    device: &Device,
+    on_host: bool,
     jobs: impl IntoIterator<Item = J>,
 ) -> Vec<T> {
     let jobs: Vec<J> = jobs.into_iter().collect();
-    if jobs.len() < 2 || !on_host(device) || rayon::current_num_threads() < 2 {
+    if jobs.len() < 2 || !on_host || rayon::current_num_threads() < 2 {
         return jobs.into_iter().map(|job| job()).collect();
     }
+    let _phase = phase!(&Device::flex(), WAITING);
     thread::scope(|scope| {
         let threads: Vec<_> = jobs.into_iter().map(|job| scope.spawn(job)).collect();
         let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
@@ -39,13 +39,13 @@ mod tests {
     #[test]
     fn results_stand_in_the_order_of_the_jobs() {
         let jobs = (0..5).map(|i| move || 2 * i);
-        assert_eq!(side_by_side(&Device::flex(), jobs), [0, 2, 4, 6, 8]);
+        assert_eq!(side_by_side(true, jobs), [0, 2, 4, 6, 8]);
     }
 
     #[test]
     #[should_panic(expected = "its own words")]
     fn a_panic_goes_on_in_the_caller() {
         let jobs = (0..2).map(|i| move || assert_eq!(i, 0, "its own words"));
-        side_by_side(&Device::flex(), jobs);
+        side_by_side(true, jobs);
     }
 }

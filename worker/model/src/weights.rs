@@ -8,8 +8,13 @@ use burn::tensor::{AllocationProperty, Bytes, DType, Device, Gradients, Tensor, 
 
 use rayon::prelude::*;
 
+use belfry_configs::Matmul;
+
 use crate::error::ModelError;
-use crate::params::{ParamId, ParamTable, Residence};
+use crate::gradient::{DeviceSum, Target, Term};
+use crate::params::{ParamEntry, ParamId, ParamTable, Residence};
+use crate::phase::phase;
+use crate::product::Products;
 
 /// One parameter on the device.
 #[derive(Clone, Debug)]
@@ -37,6 +42,8 @@ pub struct Weights {
     /// In the table's order.
     residents: Vec<Resident>,
     device: Device,
+    products: Products,
+    on_host: bool,
 }
 
 impl Weights {
@@ -48,7 +55,12 @@ impl Weights {
     pub fn load(table: &ParamTable, flat: &[f32], device: &Device) -> Result<Self, ModelError> {
         let copy =
             |range: Range<usize>, shape: Vec<usize>| TensorData::new(flat[range].to_vec(), shape);
-        Self::build(table, flat, device, copy)
+        let source = OnHost {
+            flat,
+            data: copy,
+            inner: device.clone().without_autodiff(),
+        };
+        Self::build(table, &source, device)
     }
 
     /// As [`Weights::load`], but a device in host memory reads `flat` where it is: nothing is
@@ -67,56 +79,69 @@ impl Weights {
             let part = Bytes::from_shared(part, AllocationProperty::Native);
             TensorData::from_bytes(part, shape, DType::F32)
         };
-        Self::build(table, flat.as_ref(), device, share)
+        let source = OnHost {
+            flat: flat.as_ref(),
+            data: share,
+            inner: device.clone().without_autodiff(),
+        };
+        Self::build(table, &source, device)
     }
 
-    fn build(
+    /// As [`Weights::load`] from a flat tensor that is on the device already, outside autodiff.
+    ///
+    /// # Errors
+    /// As [`Weights::load`]; [`ModelError::Device`] if a number that the host needs cannot be read.
+    pub fn from_device(
         table: &ParamTable,
-        flat: &[f32],
+        flat: Tensor<1>,
         device: &Device,
-        data: impl Fn(Range<usize>, Vec<usize>) -> TensorData,
     ) -> Result<Self, ModelError> {
-        if flat.len() != table.elements() {
+        Self::build(table, &flat, device)
+    }
+
+    fn build(table: &ParamTable, flat: &impl Flat, device: &Device) -> Result<Self, ModelError> {
+        if flat.elements() != table.elements() {
             return Err(ModelError::Length {
                 what: "weights",
                 expected: table.elements(),
-                found: flat.len(),
+                found: flat.elements(),
             });
         }
-        let inner = device.clone().without_autodiff();
-        let residents = table.entries().iter().map(|entry| {
+        let _phase = phase!(device, "weights to leaves");
+        let resident = |entry: &ParamEntry| {
             let range = entry.offset..entry.offset + entry.len;
-            match entry.residence {
+            Ok(match entry.residence {
                 Residence::Host => Resident::Absent,
-                Residence::Number => Resident::Number(flat[entry.offset]),
+                Residence::Number => Resident::Number(flat.number(entry.offset)?),
                 Residence::Table => {
-                    let data = data(range, entry.shape.clone());
-                    Resident::Table(Box::new(Tensor::from_data(data, &inner)))
+                    let rows = entry.shape[0];
+                    Resident::Table(Box::new(flat.matrix(range, rows)))
                 }
                 Residence::Leaves(count) => {
                     let part = entry.len / count;
-                    let leaf = |start: usize| {
-                        let data = data(start..start + part, vec![part]);
-                        new_leaf(Tensor::from_data(data, &inner), device)
-                    };
+                    let leaf = |start: usize| new_leaf(flat.vector(start..start + part), device);
                     Resident::Leaves(range.step_by(part).map(leaf).collect())
                 }
                 Residence::Matrices(count) => {
                     let part = entry.len / count;
                     let rows = entry.shape[0] / count;
                     let matrix = |start: usize| {
-                        let data = data(start..start + part, vec![rows, part / rows]);
-                        let matrix = Tensor::<2>::from_data(data, &inner).transpose();
-                        new_leaf(matrix, device)
+                        let matrix = flat.matrix(start..start + part, rows);
+                        new_leaf(matrix.transpose(), device)
                     };
                     Resident::Matrices(range.step_by(part).map(matrix).collect())
                 }
-            }
-        });
+            })
+        };
+        let residents = table.entries().iter().map(resident);
         Ok(Weights {
             table: table.clone(),
-            residents: residents.collect(),
+            residents: residents.collect::<Result<_, ModelError>>()?,
             device: device.clone(),
+            products: Products {
+                matmul: Matmul::F32,
+            },
+            on_host: on_host(device),
         })
     }
 
@@ -137,6 +162,8 @@ impl Weights {
             table: self.table.clone(),
             residents: residents.collect(),
             device: self.device.clone(),
+            products: self.products,
+            on_host: self.on_host,
         }
     }
 
@@ -155,7 +182,39 @@ impl Weights {
             table: self.table.clone(),
             residents: residents.collect(),
             device: self.device.clone().without_autodiff(),
+            products: self.products,
+            on_host: self.on_host,
         }
+    }
+
+    /// The same weights for products of another arithmetic than f32.
+    #[must_use]
+    pub fn multiplied_in(mut self, matmul: Matmul) -> Self {
+        self.products = Products { matmul };
+        self
+    }
+
+    /// The same weights, treated as if their device had a memory of its own: losses and gradients
+    /// stay there. For checks of that way where there is no such device.
+    #[must_use]
+    pub fn apart_from_host(mut self) -> Self {
+        self.on_host = false;
+        self
+    }
+
+    /// Whether losses and gradients of these weights are worked on in host memory.
+    pub fn on_host(&self) -> bool {
+        self.on_host
+    }
+
+    /// Names, shapes and places.
+    pub(crate) fn table(&self) -> &ParamTable {
+        &self.table
+    }
+
+    /// How products with these weights are computed.
+    pub(crate) fn products(&self) -> Products {
+        self.products
     }
 
     /// The device, with autodiff if gradients can be asked.
@@ -205,17 +264,44 @@ impl Weights {
         new_leaf(rows, &self.device)
     }
 
-    /// Adds the leaves' gradients to `flat` (name order), of one graph or of several over the same
-    /// weights or forks of them: every element's terms are added in the order of `sources`. Leaves
-    /// that no graph used add nothing.
+    /// Adds the leaves' gradients of one graph, or of several over the same weights or forks of them:
+    /// every element's terms are added in the order of `sources`. Leaves that no graph used add
+    /// nothing.
     ///
     /// # Errors
     /// [`ModelError::Device`] if a gradient cannot be read.
     pub(crate) fn collect_all(
         sources: &mut [(&Weights, &mut Gradients)],
+        target: Target,
+    ) -> Result<(), ModelError> {
+        let device = sources.first().map(|(weights, _)| &weights.device);
+        let _phase = device.map(|device| phase!(device, "gradient collection"));
+        match target {
+            Target::Host(flat) => Self::collect_on_host(sources, flat),
+            Target::Device(sum) => {
+                Self::collect_on_device(sources, sum);
+                Ok(())
+            }
+        }
+    }
+
+    fn collect_on_device(sources: &mut [(&Weights, &mut Gradients)], sum: &mut DeviceSum) {
+        for (weights, gradients) in sources {
+            for (place, resident) in weights.residents.iter().enumerate() {
+                for part in 0..resident.parts() {
+                    if let Some(term) = resident.take_gradient(part, gradients) {
+                        sum.add(place, part, term);
+                    }
+                }
+            }
+        }
+    }
+
+    fn collect_on_host(
+        sources: &mut [(&Weights, &mut Gradients)],
         flat: &mut [f32],
     ) -> Result<(), ModelError> {
-        let Some((first, _)) = sources.first() else {
+        let Some(first) = sources.first().map(|(weights, _)| *weights) else {
             return Ok(());
         };
         let mut sums = Vec::new();
@@ -223,11 +309,11 @@ impl Weights {
         for (place, entry) in first.table.entries().iter().enumerate() {
             let (values, tail) = rest.split_at_mut(entry.len);
             rest = tail;
-            let leaves = match entry.residence {
-                Residence::Leaves(count) | Residence::Matrices(count) => count,
-                _ => continue,
-            };
-            for (part, values) in values.chunks_mut(entry.len / leaves).enumerate() {
+            let parts = first.residents[place].parts();
+            if parts == 0 {
+                continue;
+            }
+            for (part, values) in values.chunks_mut(entry.len / parts).enumerate() {
                 let terms = sources.iter_mut().filter_map(|(weights, gradients)| {
                     weights.residents[place].take_gradient(part, gradients)
                 });
@@ -235,14 +321,82 @@ impl Weights {
             }
         }
         sums.into_par_iter().try_for_each(|(values, terms)| {
-            terms.into_iter().try_for_each(|term| term.add_to(values))
+            terms
+                .into_iter()
+                .try_for_each(|term| add_term(values, term))
         })
     }
 
-    /// The part of `flat` that belongs to a parameter.
-    pub(crate) fn slice_of<'a>(&self, id: ParamId, flat: &'a mut [f32]) -> &'a mut [f32] {
-        let entry = self.table.entry(id);
-        &mut flat[entry.offset..entry.offset + entry.len]
+    /// Adds the gradients of rows that were gathered from a look-up table; row `skip` gets none.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`] if they cannot be read.
+    pub(crate) fn collect_rows(
+        &self,
+        id: ParamId,
+        rows: Tensor<2>,
+        (ids, skip): (&[i32], Option<i32>),
+        target: Target,
+    ) -> Result<(), ModelError> {
+        match target {
+            Target::Host(flat) => {
+                let entry = self.table.entry(id);
+                let sum = &mut flat[entry.offset..entry.offset + entry.len];
+                scatter_rows(sum, &read(rows, "gradient of looked-up rows")?, ids, skip);
+            }
+            Target::Device(sum) => sum.add_rows(self.table.place(id), rows, ids, skip),
+        }
+        Ok(())
+    }
+}
+
+/// Flat weights in name order, as tensors outside autodiff.
+trait Flat {
+    fn elements(&self) -> usize;
+    fn vector(&self, range: Range<usize>) -> Tensor<1>;
+    /// `[rows, ..]`
+    fn matrix(&self, range: Range<usize>, rows: usize) -> Tensor<2>;
+    fn number(&self, place: usize) -> Result<f32, ModelError>;
+}
+
+/// In host memory; `data` copies or shares a range in a shape.
+struct OnHost<'a, D> {
+    flat: &'a [f32],
+    data: D,
+    inner: Device,
+}
+
+impl<D: Fn(Range<usize>, Vec<usize>) -> TensorData> Flat for OnHost<'_, D> {
+    fn elements(&self) -> usize {
+        self.flat.len()
+    }
+    fn vector(&self, range: Range<usize>) -> Tensor<1> {
+        let len = range.len();
+        Tensor::from_data((self.data)(range, vec![len]), &self.inner)
+    }
+    fn matrix(&self, range: Range<usize>, rows: usize) -> Tensor<2> {
+        let shape = vec![rows, range.len() / rows];
+        Tensor::from_data((self.data)(range, shape), &self.inner)
+    }
+    fn number(&self, place: usize) -> Result<f32, ModelError> {
+        Ok(self.flat[place])
+    }
+}
+
+impl Flat for Tensor<1> {
+    fn elements(&self) -> usize {
+        self.dims()[0]
+    }
+    fn vector(&self, range: Range<usize>) -> Tensor<1> {
+        self.clone().narrow(0, range.start, range.len())
+    }
+    fn matrix(&self, range: Range<usize>, rows: usize) -> Tensor<2> {
+        let columns = range.len() / rows;
+        Flat::vector(self, range).reshape([rows, columns])
+    }
+    fn number(&self, place: usize) -> Result<f32, ModelError> {
+        let read = read(Flat::vector(self, place..place + 1), "weight")?;
+        Ok(read[0])
     }
 }
 
@@ -251,27 +405,27 @@ pub fn on_host(device: &Device) -> bool {
     device.clone().without_autodiff() == Device::flex()
 }
 
-/// A gradient on the device.
-enum Term {
-    Plain(Tensor<1>),
-    /// `[in, out]`, for a place `[out, in]`.
-    Transposed(Tensor<2>),
-}
-
-impl Term {
-    fn add_to(self, sum: &mut [f32]) -> Result<(), ModelError> {
-        match self {
-            Term::Plain(gradient) => add(sum, &read(gradient, "gradient")?),
-            Term::Transposed(gradient) => {
-                let [inputs, _] = gradient.dims();
-                add_transposed(sum, &read(gradient, "gradient")?, inputs);
-            }
+fn add_term(sum: &mut [f32], term: Term) -> Result<(), ModelError> {
+    match term {
+        Term::Plain(gradient) => add(sum, &read(gradient, "gradient")?),
+        Term::Transposed(gradient) => {
+            let [inputs, _] = gradient.dims();
+            add_transposed(sum, &read(gradient, "gradient")?, inputs);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 impl Resident {
+    /// Leaves that gradients are asked of.
+    fn parts(&self) -> usize {
+        match self {
+            Resident::Leaves(leaves) => leaves.len(),
+            Resident::Matrices(matrices) => matrices.len(),
+            Resident::Table(_) | Resident::Number(_) | Resident::Absent => 0,
+        }
+    }
+
     fn take_gradient(&self, part: usize, gradients: &mut Gradients) -> Option<Term> {
         match self {
             Resident::Leaves(leaves) => leaves[part].grad_remove(gradients).map(Term::Plain),
@@ -314,7 +468,7 @@ pub(crate) fn new_leaf<const D: usize>(values: Tensor<D>, device: &Device) -> Te
 
 /// `sum[ids[k]] += rows[k]` in the order of `k`, on the host: the same bits on every device, and no
 /// dense table of zeros per pass. Rows with id `skip` (padding) get no gradient (model_spec 2).
-pub(crate) fn scatter_rows(sum: &mut [f32], rows: &[f32], ids: &[i32], skip: Option<i32>) {
+fn scatter_rows(sum: &mut [f32], rows: &[f32], ids: &[i32], skip: Option<i32>) {
     let width = rows.len() / ids.len().max(1);
     for (row, id) in rows.chunks(width.max(1)).zip(ids) {
         if Some(*id) != skip {

@@ -1,7 +1,7 @@
 //! Recomputation by block changes no bit: losses and gradients of every system and task, with
 //! dropout and noise on, against those of passes that keep everything.
 
-use belfry_configs::{ImageKind, Manager, Model, Recompute, System, Task, TextKind};
+use belfry_configs::{ImageKind, Manager, Matmul, Model, Recompute, System, Task, TextKind};
 use belfry_model::{Alone, Company, Device, Draws, ManagerTower, Negatives, Weights};
 
 mod tiny;
@@ -10,8 +10,9 @@ use tiny::{
 };
 
 /// Losses and gradient of one step of the model's task, as bits.
-fn step(tower: &ManagerTower, task: Task, params: &[f32]) -> (String, Vec<u32>) {
+fn step(tower: &ManagerTower, task: Task, params: &[f32], matmul: Matmul) -> (String, Vec<u32>) {
     let weights = Weights::load(tower.table(), params, &Device::flex().autodiff()).unwrap();
+    let weights = weights.multiplied_in(matmul);
     let mut gradient = vec![0.0; tower.table().elements()];
     let flat = &mut gradient;
     let keys = keys(&[10, 11]);
@@ -41,16 +42,21 @@ fn step(tower: &ManagerTower, task: Task, params: &[f32]) -> (String, Vec<u32>) 
 }
 
 fn check(what: &str, model: &Model) {
+    check_in(what, model, Matmul::F32);
+}
+
+fn check_in(what: &str, model: &Model, matmul: Matmul) {
     let tower = ManagerTower::new(model, TEXT_LEN).unwrap_or_else(|e| panic!("{what}: {e}"));
     let mut params = tower.table().init(3);
     enlarge(&mut params);
-    let kept = step(&tower, model.task, &params);
+    let kept = step(&tower, model.task, &params, matmul);
     let moved = kept.1.iter().filter(|bits| **bits << 1 != 0).count();
     assert!(
         4 * moved > kept.1.len(),
         "{what}: {moved} gradients are not zero"
     );
-    let again = step(&tower.recomputing(Recompute::Blocks), model.task, &params);
+    let tower = tower.recomputing(Recompute::Blocks);
+    let again = step(&tower, model.task, &params, matmul);
     assert_eq!(kept.0, again.0, "{what}: losses");
     let other = kept.1.iter().zip(&again.1).filter(|(a, b)| a != b).count();
     assert_eq!(
@@ -126,5 +132,7 @@ fn wide_layers_keep_their_bits() {
         task: Task::Pretrain,
         ..vqa()
     };
-    check("wide", &wide(model));
+    let model = wide(model);
+    check("wide", &model);
+    check_in("wide bf16", &model, Matmul::Bf16);
 }

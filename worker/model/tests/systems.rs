@@ -2,17 +2,17 @@
 //! golden file has: gradients are slopes, device batches and threads change nothing, refusals name
 //! the key.
 
-use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{
     ImageKind, Manager, ManagerQuery, ManagerWeight, Model, System, Task, TextKind,
 };
 use belfry_model::{
-    ClassifyBatch, ClassifyReport, Device, Draws, ManagerTower, ModelError, Weights,
+    ClassifyBatch, ClassifyReport, Device, Draws, Labels, ManagerTower, ModelError, Weights,
 };
 
 mod tiny;
 use tiny::{
-    TEXT_LEN, check_slope, classify_batch, enlarge, keys, relative, uneven, vqa, wide, with_threads,
+    ANSWERS, TEXT_LEN, check_slope, classify_batch, enlarge, keys, relative, uneven, vqa, wide,
+    with_threads,
 };
 
 fn classify(

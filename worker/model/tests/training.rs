@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{ImageKind, ImageTower, Manager, Model, TextKind, TextTower};
 use belfry_model::{
     Device, Draws, ManagerTower, MicroBatchReport, ModelError, PretrainBatch, Weights,
 };
 
 mod tiny;
-use tiny::{PAIRS, TEXT_LEN, check_slope, enlarge, keys, micro_batch, model, relative};
+use tiny::{TEXT_LEN, check_slope, enlarge, keys, micro_batch, model, relative};
 
 fn join(batches: &[PretrainBatch]) -> PretrainBatch {
     let mut all = batches[0].clone();

@@ -10,10 +10,17 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use belfry_model::Gradient;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, lanes};
 
 use crate::partials::Partials;
+
+mod commit;
+mod links;
+
+pub use links::Linked;
+use links::Links;
 
 /// Messages that may wait while an update is being applied.
 const DEFERRED_MAX: usize = 64;
@@ -33,6 +40,8 @@ pub struct Identity {
     pub data_address: String,
     /// Lanes of the run.
     pub lanes: u32,
+    /// Where this worker computes.
+    pub device: v1::Device,
 }
 
 /// Something happened.
@@ -44,11 +53,11 @@ pub enum Event {
     LinkDown,
     /// The coordinator said something.
     Message(down::Body),
-    /// A lane's gradient is there.
+    /// A lane's gradient is there, or will be: a device may still be computing it.
     LaneDone {
         step: u64,
         report: v1::LaneReport,
-        gradient: Vec<f32>,
+        gradient: Gradient,
         seconds: f64,
     },
     /// The all-reduce of this generation finished.
@@ -58,6 +67,8 @@ pub enum Event {
         sum: Vec<f32>,
         digest: Digest,
         finite: bool,
+        /// Of lanes whose losses the device gave only now, and the time that it took for all.
+        late: LateReports,
     },
     /// The all-reduce of this generation failed on these ranks.
     ReduceFailed {
@@ -65,6 +76,11 @@ pub enum Event {
         step: u64,
         ranks: Vec<u32>,
         detail: String,
+    },
+    /// The id for this generation's device links is made, or could not be.
+    IdMade {
+        generation: u64,
+        id: Result<Vec<u8>, String>,
     },
     /// The update of `step` is in the state.
     Applied { step: u64 },
@@ -80,6 +96,15 @@ pub enum Event {
     Shutdown,
 }
 
+/// What a device says of lanes when it is waited for: before the exchange, once per step.
+#[derive(Clone, Debug, Default)]
+pub struct LateReports {
+    /// Complete reports; they replace those that came with the gradients.
+    pub reports: Vec<v1::LaneReport>,
+    /// Time of the device since it was last waited for.
+    pub seconds: f64,
+}
+
 /// Something to do.
 #[derive(Debug)]
 pub enum Effect {
@@ -89,8 +114,16 @@ pub enum Effect {
     Reconnect,
     /// Compute one lane's gradient at the present state.
     Compute { step: u64, lane: u32 },
+    /// A node that this worker brings to the exchange is complete: have it where the exchange reads.
+    Stage {
+        step: u64,
+        node: LaneRange,
+        sum: Gradient,
+    },
     /// These lanes will be wanted at `step`.
     Prefetch { step: u64, lanes: Vec<u32> },
+    /// Make an id for this generation's device links; answered by [`Event::IdMade`].
+    MakeId { generation: u64 },
     /// Start the all-reduce of this generation; a running one is dropped.
     Reduce(Exchange),
     /// Drop a running all-reduce.
@@ -127,7 +160,9 @@ pub struct Exchange {
     /// Addresses and nodes by rank.
     pub members: Vec<(String, Vec<LaneRange>)>,
     /// The nodes that this worker brings.
-    pub partials: BTreeMap<LaneRange, Arc<Vec<f32>>>,
+    pub partials: BTreeMap<LaneRange, Gradient>,
+    /// Device links beside TCP.
+    pub links: Option<Linked>,
 }
 
 /// The reduced gradient of the open step.
@@ -146,6 +181,7 @@ struct Membership {
     /// The step for which `nodes_now` is the assignment.
     step: u64,
     nodes_now: Vec<LaneRange>,
+    links: Links,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +194,8 @@ enum Phase {
     Idle,
     /// Lanes are being computed.
     Computing,
+    /// All lanes are done; the id of the device links is awaited.
+    Linking,
     /// The all-reduce runs.
     Reducing,
     /// The sum is reported; the commit is awaited.
@@ -223,6 +261,7 @@ impl Core {
             Phase::Empty | Phase::Idle => "idle",
             Phase::Acquiring(_) => "acquiring state",
             Phase::Computing => "computing",
+            Phase::Linking => "linking",
             Phase::Reducing => "reducing",
             Phase::Ready => "ready",
             Phase::Applying => "applying",
@@ -260,8 +299,11 @@ impl Core {
                 sum,
                 digest,
                 finite,
+                late,
             } => {
                 if self.exchanging(generation, step) {
+                    self.compute_seconds += late.seconds;
+                    self.partials.complete_reports(late.reports);
                     self.reduced(sum, digest, finite, &mut effects);
                 }
             }
@@ -281,6 +323,7 @@ impl Core {
                     })));
                 }
             }
+            Event::IdMade { generation, id } => self.id_made(generation, id, &mut effects),
             Event::Applied { step } => self.was_applied(step, &mut effects),
             Event::StateArrived { step, digest } => self.state_arrived(step, digest, &mut effects),
             Event::StateFailed { step, error } => {
@@ -331,6 +374,7 @@ impl Core {
             pending_digest: bytes(self.pending.as_ref().map(|p| p.digest)),
             nodes: self.partials.nodes().map(Into::into).collect(),
             receipts: self.receipts.values().cloned().collect(),
+            device: Some(self.me.device.clone()),
         }
     }
 
@@ -373,6 +417,7 @@ impl Core {
                 }
             }
             down::Body::OpenGeneration(m) => self.open_generation(m, effects),
+            down::Body::LinkId(m) => self.link_id(m, effects),
             down::Body::Commit(m) => self.commit(m, effects),
             down::Body::StoreParts(m) if self.holds(m.step) => {
                 let (step, parts) = (m.step, m.parts);
@@ -458,9 +503,15 @@ impl Core {
             .iter()
             .map(|n| (*n).into())
             .collect();
+        let links = Links::new(m.links(), &m.members, rank);
+        if links.makes_id() {
+            let generation = m.generation;
+            effects.push(Effect::MakeId { generation });
+        }
         self.membership = Some(Membership {
             generation: m.generation,
             rank,
+            links,
             members: m.members,
             step: m.step,
             nodes_now,
@@ -483,7 +534,8 @@ impl Core {
     /// Computes the next missing lane, or starts the exchange when none is missing.
     fn proceed(&mut self, effects: &mut Vec<Effect>) {
         let Some(m) = &self.membership else { return };
-        if m.step != self.applied || !matches!(self.phase, Phase::Idle | Phase::Computing) {
+        let before = matches!(self.phase, Phase::Idle | Phase::Computing | Phase::Linking);
+        if m.step != self.applied || !before {
             return;
         }
         let missing = self.partials.missing(&m.nodes_now);
@@ -501,6 +553,10 @@ impl Core {
             return;
         }
         if let Some(partials) = self.partials.complete(&m.nodes_now) {
+            let Some(links) = m.links.ready() else {
+                self.phase = Phase::Linking;
+                return;
+            };
             let members = m.members.iter();
             let exchange = Exchange {
                 generation: m.generation,
@@ -513,6 +569,7 @@ impl Core {
                     })
                     .collect(),
                 partials,
+                links,
             };
             self.phase = Phase::Reducing;
             effects.push(Effect::Reduce(exchange));
@@ -529,7 +586,7 @@ impl Core {
         &mut self,
         step: u64,
         report: v1::LaneReport,
-        gradient: Vec<f32>,
+        gradient: Gradient,
         seconds: f64,
         effects: &mut Vec<Effect>,
     ) {
@@ -543,7 +600,14 @@ impl Core {
         {
             self.compute_seconds += seconds;
             self.lanes_done += 1;
-            self.partials.insert(report, gradient, &m.nodes_now);
+            match self.partials.insert(report, gradient, &m.nodes_now) {
+                Ok(Some((node, sum))) => effects.push(Effect::Stage { step, node, sum }),
+                Ok(None) => {}
+                Err(error) => {
+                    effects.extend(self.apply(Event::Failed(format!("step {step}: {error}"))));
+                    return;
+                }
+            }
         }
         self.proceed(effects);
     }
@@ -554,8 +618,10 @@ impl Core {
 
     fn reduced(&mut self, sum: Vec<f32>, digest: Digest, finite: bool, fx: &mut Vec<Effect>) {
         let step = self.applied;
+        let repeats = self.membership.as_ref().is_none_or(|m| m.links.same_bits());
         if let Some(before) = &self.pending
             && before.digest != digest
+            && repeats
         {
             fx.extend(self.apply(Event::Failed(format!(
                 "step {step}: the reduced gradient of generation {} has digest {digest}, an \
@@ -582,84 +648,6 @@ impl Core {
         });
         self.phase = Phase::Ready;
         fx.push(Effect::Send(up::Body::Ready(ready)));
-    }
-
-    fn commit(&mut self, m: v1::Commit, effects: &mut Vec<Effect>) {
-        let agreed = self.pending.as_ref().is_some_and(|p| {
-            p.step == m.step && Some(p.digest) == Digest::from_bytes(&m.sum_digest)
-        });
-        if !self.accepts(m.term)
-            || m.generation != self.generation
-            || m.step != self.applied
-            || self.phase != Phase::Ready
-        {
-            return;
-        }
-        if !agreed {
-            effects.extend(self.apply(Event::Failed(format!(
-                "step {}: the committed gradient is not the one this worker reduced",
-                m.step
-            ))));
-            return;
-        }
-        self.last = m.last;
-        self.keep_receipt(m.receipt);
-        self.receipts = self.receipts.split_off(&m.durable);
-        self.start_apply(m.snapshot_parts, effects);
-    }
-
-    fn start_apply(&mut self, snapshot_parts: Vec<u32>, effects: &mut Vec<Effect>) {
-        if let Some(pending) = self.pending.take() {
-            self.phase = Phase::Applying;
-            self.applying_digest = Some(pending.digest);
-            self.partials.clear();
-            effects.push(Effect::Apply {
-                step: pending.step,
-                sum: pending.sum,
-                snapshot_parts,
-            });
-        }
-    }
-
-    fn was_applied(&mut self, step: u64, effects: &mut Vec<Effect>) {
-        assert_eq!(step, self.applied, "updates are applied one by one");
-        self.applied = step + 1;
-        self.applied_digest = self.applying_digest.take();
-        self.compute_seconds = 0.0;
-        self.lanes_done = 0;
-        self.phase = Phase::Idle;
-        if std::mem::take(&mut self.hello_due) {
-            effects.push(Effect::Send(up::Body::Hello(self.hello())));
-        }
-        effects.push(Effect::Send(up::Body::Applied(v1::Applied {
-            generation: self.generation,
-            step,
-        })));
-        if self.last {
-            self.membership = None;
-        }
-        if let Some(m) = &mut self.membership
-            && m.step == step
-        {
-            m.step = step + 1;
-            for member in &mut m.members {
-                let held = (member.lanes_start..member.lanes_end).collect();
-                let nodes = lanes::maximal_nodes(self.me.lanes, &held);
-                member.nodes_now = nodes.into_iter().map(Into::into).collect();
-            }
-            m.nodes_now = m.members[m.rank]
-                .nodes_now
-                .iter()
-                .map(|n| (*n).into())
-                .collect();
-        }
-        self.proceed(effects);
-        while self.phase != Phase::Applying {
-            let Some(body) = self.deferred.pop_front() else {
-                break;
-            };
-            self.message(body, effects);
-        }
     }
 }
 

@@ -10,6 +10,7 @@ fn worker() -> Core {
         fingerprint: "cpu".into(),
         data_address: "127.0.0.1:1".into(),
         lanes: 4,
+        device: v1::Device::default(),
     })
 }
 
@@ -21,6 +22,7 @@ fn member(worker_id: u64, now: &[(u32, u32)], next: (u32, u32)) -> v1::Member {
         nodes_now: now.iter().map(node).collect(),
         lanes_start: next.0,
         lanes_end: next.1,
+        group: 0,
     }
 }
 
@@ -55,6 +57,7 @@ fn reduced(generation: u64, step: u64, digest: u128) -> Event {
         sum: vec![1.0],
         digest: Digest(digest),
         finite: true,
+        late: LateReports::default(),
     }
 }
 
@@ -88,7 +91,7 @@ fn compute_all(core: &mut Core, mut effects: Vec<Effect>) -> Vec<u32> {
                 lane,
                 ..Default::default()
             },
-            gradient: vec![lane as f32],
+            gradient: vec![lane as f32].into(),
             seconds: 1.0,
         });
     }
@@ -238,4 +241,121 @@ fn what_is_asked_of_a_state_that_is_gone_begins_a_new_session() {
     let mut empty = worker();
     let effects = empty.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
     assert!(matches!(effects[..], [Effect::Reconnect]), "{effects:?}");
+}
+
+fn linked(number: u64, links: v1::Links, groups: &[u32]) -> Event {
+    let members = groups.iter().enumerate().map(|(rank, group)| {
+        let (start, end) = (rank as u32, rank as u32 + 1);
+        let end = if rank + 1 == groups.len() { 4 } else { end };
+        v1::Member {
+            group: *group,
+            ..member(7 + rank as u64, &[(start, end)], (start, end))
+        }
+    });
+    let Event::Message(down::Body::OpenGeneration(mut open)) =
+        generation(number, 0, members.collect())
+    else {
+        panic!("a generation")
+    };
+    open.links = links.into();
+    Event::Message(down::Body::OpenGeneration(open))
+}
+
+fn link_id(generation: u64, group: u32, id: &[u8]) -> Event {
+    Event::Message(down::Body::LinkId(v1::LinkId {
+        term: 1,
+        generation,
+        group,
+        id: id.to_vec(),
+        error: String::new(),
+    }))
+}
+
+/// Computes the only lane; returns what follows.
+fn compute_one(core: &mut Core) -> Vec<Effect> {
+    core.apply(Event::LaneDone {
+        step: 0,
+        report: v1::LaneReport::default(),
+        gradient: vec![1.0].into(),
+        seconds: 1.0,
+    })
+}
+
+fn exchange(effects: &[Effect]) -> Option<&Exchange> {
+    effects.iter().find_map(|e| match e {
+        Effect::Reduce(exchange) => Some(exchange),
+        _ => None,
+    })
+}
+
+#[test]
+fn an_exchange_over_device_links_waits_for_its_own_generations_id() {
+    let mut core = loaded();
+    let opened = core.apply(linked(3, v1::Links::Device, &[0, 0]));
+    let asked = |e: &Effect| matches!(e, Effect::MakeId { generation: 3 });
+    assert!(opened.iter().any(asked), "the first rank makes the id");
+    let made = |generation| Event::IdMade {
+        generation,
+        id: Ok(vec![9]),
+    };
+    assert!(
+        core.apply(made(2)).is_empty(),
+        "made for another generation"
+    );
+    let effects = core.apply(made(3));
+    let [Effect::Send(up::Body::LinkId(sent))] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(
+        (sent.generation, sent.group, &sent.id[..]),
+        (3, 0, &[9][..])
+    );
+    assert!(exchange(&compute_one(&mut core)).is_none());
+    assert_eq!(core.heartbeat().phase, "linking");
+    for stale in [link_id(2, 0, &[1]), link_id(3, 1, &[2])] {
+        assert!(core.apply(stale).is_empty());
+    }
+    let effects = core.apply(link_id(3, 0, &[9]));
+    let links = exchange(&effects).expect("begins").links.as_ref();
+    let links = links.expect("over links");
+    assert_eq!((&links.id[..], links.ring), (&[9][..], false));
+    assert_eq!(links.groups, [[0, 1]]);
+    assert!(
+        core.apply(link_id(3, 0, &[8])).is_empty(),
+        "the first counts"
+    );
+}
+
+#[test]
+fn a_later_rank_makes_no_id_and_a_host_alone_needs_none() {
+    let mut alone = loaded();
+    let opened = alone.apply(linked(1, v1::Links::Device, &[0, 1, 1]));
+    assert!(!opened.iter().any(|e| matches!(e, Effect::MakeId { .. })));
+    let effects = compute_one(&mut alone);
+    let links = exchange(&effects).expect("begins").links.as_ref();
+    let links = links.expect("grouped");
+    assert_eq!(links.groups, [vec![0], vec![1, 2]]);
+    assert!(links.id.is_empty());
+    // A generation over TCP waits for nothing, whatever the one before waited for.
+    let mut core = loaded();
+    core.apply(linked(1, v1::Links::Device, &[0, 0]));
+    compute_one(&mut core);
+    let effects = core.apply(linked(2, v1::Links::Tcp, &[0, 0]));
+    assert!(exchange(&effects).expect("begins").links.is_none());
+}
+
+#[test]
+fn only_a_ring_may_give_a_step_other_bits_after_a_change_of_members() {
+    for (links, dies) in [(v1::Links::Device, true), (v1::Links::Ring, false)] {
+        let mut core = loaded();
+        for generation in 1..=2 {
+            core.apply(linked(generation, links, &[0, 0]));
+            compute_one(&mut core);
+            core.apply(link_id(generation, 0, &[generation as u8]));
+            let effects = core.apply(reduced(generation, 0, u128::from(generation)));
+            let fatal = |e: &Effect| matches!(e, Effect::Exit { .. });
+            let died = effects.iter().any(fatal);
+            assert_eq!(died, dies && generation == 2, "{links:?} {effects:?}");
+        }
+    }
 }

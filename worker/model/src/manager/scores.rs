@@ -7,7 +7,7 @@
 use burn::tensor::Tensor;
 
 use super::{EPSILON, ManagerSizes};
-use crate::layers::{INIT_STD, LayerNorm, Linear, exp_and_sum, linear};
+use crate::layers::{INIT_STD, LayerNorm, Linear, exp_and_sum};
 use crate::params::{Builder, Init, ParamId};
 use crate::pass::Pass;
 use belfry_configs::{Manager as Kind, ManagerQuery};
@@ -124,8 +124,10 @@ impl Gate {
                 let own_part = weight.clone().narrow(0, 0, width);
                 let query_part = weight.narrow(0, width, inputs - width);
                 let bias = pass.weights.vector(*bias);
-                let common = linear(seen, query_part, Some(bias));
-                let score = |i| linear(expert(i), own_part.clone(), None) + common.clone();
+                let products = pass.products();
+                let common = products.linear(products.operand(seen), query_part, Some(bias));
+                let own = |i| products.linear(products.operand(expert(i)), own_part.clone(), None);
+                let score = |i| own(i) + common.clone();
                 (0..experts.len()).map(score).collect()
             }
             Scoring::Attention { query, key } => {
@@ -133,7 +135,9 @@ impl Gate {
                 let keys = key.forward(pass, Tensor::cat(firsts.collect(), 1));
                 let width = keys.dims()[2];
                 let q = query.forward(pass, seen) * (1.0 / (width as f32).sqrt());
-                let scores = q.matmul(keys.swap_dims(1, 2));
+                let products = pass.products();
+                let keys = products.operand(keys.swap_dims(1, 2));
+                let scores = products.multiply(products.operand(q), keys);
                 let score = |i| scores.clone().narrow(2, i, 1);
                 (0..experts.len()).map(score).collect()
             }
@@ -150,7 +154,9 @@ fn fuse(pass: &Pass, query: &Linear, key: &Linear, own: &Tensor<3>, other: Tenso
     let width = own.dims()[2];
     let q = query.forward(pass, own.clone()) * (1.0 / (width as f32).sqrt());
     let k = key.forward(pass, other.clone());
-    let (exp, sum) = exp_and_sum(q.matmul(k.swap_dims(1, 2)));
-    let attended = exp.matmul(other) * sum.recip();
+    let products = pass.products();
+    let keys = products.operand(k.swap_dims(1, 2));
+    let (exp, sum) = exp_and_sum(products.multiply(products.operand(q), keys));
+    let attended = products.multiply(products.operand(exp), products.operand(other)) * sum.recip();
     Tensor::cat(vec![attended, own.clone()], 2)
 }

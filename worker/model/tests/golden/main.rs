@@ -8,6 +8,7 @@ mod arrays;
 #[path = "../base/mod.rs"]
 mod base;
 mod cases;
+mod device;
 // The optimizer belongs to the worker, which this crate must not import; its file needs no model.
 #[allow(dead_code)]
 #[path = "../../../src/optimizer.rs"]
@@ -17,12 +18,14 @@ mod parameters;
 mod runs;
 mod towers;
 mod updates;
+mod ways;
 
 use arrays::{distance, flat};
 use belfry_configs::Recompute;
 use belfry_model::resize_positions;
 use cases::{Case, Found, everything, golden_dirs};
 use runs::{Ask, Outcome, run};
+use ways::{APART, PLAIN, Way};
 
 /// Largest absolute error of an intermediate tensor.
 const OUTPUT_TOLERANCE: f64 = 5e-5;
@@ -156,7 +159,7 @@ fn every_case_is_the_authors() {
     let mut reached = Vec::new();
     for found in everything() {
         match found {
-            Found::Training(case) => reached.push(check(&case)),
+            Found::Training(case) => reached.push(check(&case, PLAIN)),
             Found::Rerank(case) => reached.push(outputs::check_rerank(&case)),
             Found::Tower(case) => reached.push(towers::check(&case)),
             _ => {}
@@ -164,6 +167,16 @@ fn every_case_is_the_authors() {
     }
     assert!(!reached.is_empty(), "no case in {:?}", golden_dirs());
     print_and_judge(&reached);
+}
+
+/// Losses and gradients that stay on the device, as on a GPU, are the authors' as well.
+#[test]
+fn every_case_is_the_authors_where_nothing_crosses_to_the_host() {
+    let training = everything().into_iter().filter_map(|found| match found {
+        Found::Training(case) => Some(check(&case, APART)),
+        _ => None,
+    });
+    print_and_judge(&training.collect::<Vec<Reached>>());
 }
 
 #[test]
@@ -202,7 +215,7 @@ fn resized_position_tables_are_the_authors() {
     }
 }
 
-fn check(case: &Case) -> Reached {
+fn check(case: &Case, way: Way) -> Reached {
     let mut reached = Reached::new(&case.name);
     let tower = case.tower();
     parameters::check_table(case, tower.table(), &mut reached.failures);
@@ -210,23 +223,23 @@ fn check(case: &Case) -> Reached {
         return reached;
     }
     let params = flat(tower.table(), &case.model, "param");
-    let traced = run(case, &tower, &params, Ask::Trace);
+    let traced = run(case, &tower, &params, Ask::Trace, way);
     outputs::check(case, &traced, &mut reached);
     // What training computes is cut down to what the losses need; the losses must not notice.
-    let trained = run(case, &tower, &params, Ask::Gradient);
+    let trained = run(case, &tower, &params, Ask::Gradient, way);
     outputs::check_losses(case, &trained, &mut reached);
     if !case.has_noise() {
-        let evaluated = run(case, &tower, &params, Ask::Evaluate);
+        let evaluated = run(case, &tower, &params, Ask::Evaluate, way);
         outputs::check_losses(case, &evaluated, &mut reached);
     }
     check_gradient(case, tower.table(), &trained, &mut reached);
     let recomputing = tower.clone().recomputing(Recompute::Blocks);
-    let again = run(case, &recomputing, &params, Ask::Gradient);
+    let again = run(case, &recomputing, &params, Ask::Gradient, way);
     if again.losses != trained.losses || again.gradient != trained.gradient {
         let failure = "recomputation changes losses or gradients".to_owned();
         reached.failures.push(failure);
     }
-    updates::check(case, &tower, params, &mut reached);
+    updates::check(case, &tower, params, way, &mut reached);
     reached
 }
 

@@ -1,10 +1,11 @@
 //! Intermediate tensors, logits, labels and losses against the authors'.
 
-use belfry_model::{Device, Record, Trace, Weights, similarities};
+use belfry_model::{Record, Trace, Weights, similarities};
 
 use crate::Reached;
 use crate::arrays::{Array, distance, flat};
 use crate::cases::Case;
+use crate::device::device;
 use crate::runs::Outcome;
 
 /// Compares everything under `out/` of every micro-batch or process.
@@ -204,7 +205,7 @@ pub fn check_rerank(case: &Case) -> Reached {
     let mut reached = Reached::new(&case.name);
     let tower = case.tower();
     let params = flat(tower.table(), &case.model, "param");
-    let weights = Weights::load(tower.table(), &params, &Device::flex()).unwrap();
+    let weights = Weights::load(tower.table(), &params, &device()).unwrap();
     let (ids, mask) = (&case.io["in/text_ids"], &case.io["in/text_masks"]);
     let texts = tower
         .encode_texts(&weights, &ids.i32(), &mask.f32())

@@ -5,12 +5,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use belfry_configs::Task;
 use belfry_model::{
-    ClassifyBatch, Company, Device, Draws, Group, GroupError, Labels, ManagerTower,
+    ClassifyBatch, Company, Draws, GradientSum, Group, GroupError, Labels, ManagerTower,
     MicroBatchReport, Negatives, PretrainBatch, RetrievalBatch, Trace, Weights, add_rows,
 };
 
 use crate::arrays::Array;
 use crate::cases::Case;
+use crate::ways::Way;
 
 /// Losses by the authors' names.
 pub type Losses = BTreeMap<&'static str, f64>;
@@ -46,7 +47,7 @@ impl Outcome {
 }
 
 /// Runs a case with the given weights.
-pub fn run(case: &Case, tower: &ManagerTower, params: &[f32], ask: Ask) -> Outcome {
+pub fn run(case: &Case, tower: &ManagerTower, params: &[f32], ask: Ask, way: Way) -> Outcome {
     let noise = case.noise();
     let draws = if case.has_noise() {
         Draws::Noise(&noise)
@@ -59,6 +60,7 @@ pub fn run(case: &Case, tower: &ManagerTower, params: &[f32], ask: Ask) -> Outco
         params,
         draws,
         ask,
+        way,
     };
     let mut outcome = match case.task() {
         Task::Pretrain => one.pretrain(),
@@ -76,6 +78,7 @@ struct Runner<'a> {
     params: &'a [f32],
     draws: Draws<'a>,
     ask: Ask,
+    way: Way,
 }
 
 impl Runner<'_> {
@@ -87,11 +90,8 @@ impl Runner<'_> {
 
     /// Every thread has its own: see [`Weights`].
     fn weights(&self) -> Weights {
-        let device = match self.ask {
-            Ask::Gradient => Device::flex().autodiff(),
-            _ => Device::flex(),
-        };
-        Weights::load(self.tower.table(), self.params, &device).unwrap()
+        let gradients = self.ask == Ask::Gradient;
+        self.way.weights(self.tower, self.params, gradients)
     }
 
     fn zeros(&self) -> Vec<f32> {
@@ -109,11 +109,9 @@ impl Runner<'_> {
     }
 
     fn pretrain(&self) -> Outcome {
-        let mut outcome = Outcome {
-            gradient: self.zeros(),
-            ..Outcome::default()
-        };
+        let mut outcome = Outcome::default();
         let (tower, weights, draws) = (self.tower, &self.weights(), self.draws);
+        let mut sum = GradientSum::new(weights);
         for prefixes in self.device_batches() {
             let batch = self.pretrain_batch(&prefixes);
             let reports = match self.ask {
@@ -124,8 +122,7 @@ impl Runner<'_> {
                     reports
                 }
                 Ask::Gradient => {
-                    let gradient = &mut outcome.gradient;
-                    let reports = tower.pretrain_gradient(weights, &batch, draws, gradient);
+                    let reports = tower.pretrain_gradient(weights, &batch, draws, &mut sum);
                     reports.unwrap()
                 }
             };
@@ -134,6 +131,7 @@ impl Runner<'_> {
             };
             outcome.losses.extend(reports.iter().map(losses));
         }
+        outcome.gradient = sum.finish().read().unwrap().to_vec();
         outcome
     }
 
@@ -166,16 +164,14 @@ impl Runner<'_> {
     }
 
     fn classify(&self) -> Outcome {
-        let mut outcome = Outcome {
-            gradient: self.zeros(),
-            ..Outcome::default()
-        };
+        let mut outcome = Outcome::default();
         let loss_name = match self.case.task() {
             Task::Nlvr2 => "nlvr2_loss",
             Task::SnliVe => "snli_loss",
             _ => "vqa_loss",
         };
         let (tower, weights, draws) = (self.tower, &self.weights(), self.draws);
+        let mut sum = GradientSum::new(weights);
         for prefixes in self.device_batches() {
             let batch = self.classify_batch(&prefixes);
             let reports = match self.ask {
@@ -186,14 +182,14 @@ impl Runner<'_> {
                     reports
                 }
                 Ask::Gradient => {
-                    let gradient = &mut outcome.gradient;
-                    let reports = tower.classify_gradient(weights, &batch, draws, gradient);
+                    let reports = tower.classify_gradient(weights, &batch, draws, &mut sum);
                     reports.unwrap()
                 }
             };
             let losses = reports.iter().map(|r| Losses::from([(loss_name, r.loss)]));
             outcome.losses.extend(losses);
         }
+        outcome.gradient = sum.finish().read().unwrap().to_vec();
         outcome
     }
 
@@ -305,9 +301,9 @@ impl Runner<'_> {
                 report
             }
             Ask::Gradient => {
-                outcome.gradient = self.zeros();
-                let gradient = &mut outcome.gradient;
-                let found = tower.retrieve_gradient(weights, &batch, self.draws, company, gradient);
+                let (mut sum, draws) = (GradientSum::new(weights), self.draws);
+                let found = tower.retrieve_gradient(weights, &batch, draws, company, &mut sum);
+                outcome.gradient = sum.finish().read().unwrap().to_vec();
                 found.unwrap()
             }
         };

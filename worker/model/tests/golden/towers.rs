@@ -5,11 +5,12 @@ use belfry_configs::{
     Head, ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model, System, Task,
     TextKind, TextTower,
 };
-use belfry_model::{ClassifyBatch, Device, Labels, ManagerTower, Weights};
+use belfry_model::{ClassifyBatch, Labels, ManagerTower, Weights};
 
 use crate::Reached;
 use crate::arrays::{distance, flat};
 use crate::cases::Case;
+use crate::device::device;
 
 /// Sizes of the tower that a case says nothing about.
 const OTHER: u32 = 8;
@@ -31,7 +32,7 @@ pub fn check(case: &Case) -> Reached {
         }
     }
     let weights = flat(table, &case.model, "param");
-    let weights = Weights::load(table, &weights, &Device::flex()).unwrap();
+    let weights = Weights::load(table, &weights, &device()).unwrap();
     let batch = batch(case, &model, text_len);
     let (_, trace) = tower
         .classify_trace(&weights, &batch, belfry_model::Draws::Off)

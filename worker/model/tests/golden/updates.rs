@@ -8,6 +8,7 @@ use crate::arrays::{distance, flat};
 use crate::cases::{Case, Found, everything};
 use crate::optimizer::{AdamW, RateGroup, State};
 use crate::runs::{Ask, run};
+use crate::ways::Way;
 
 /// Largest absolute error of weights after one update with the authors' gradient.
 const UPDATE_TOLERANCE: f64 = 1.2e-6;
@@ -32,14 +33,14 @@ fn is_key_bias(name: &str, element: usize, len: usize) -> bool {
 }
 
 /// One update with the authors' gradient, then the whole trajectory on our own.
-pub fn check(case: &Case, tower: &ManagerTower, params: Vec<f32>, reached: &mut Reached) {
+pub fn check(case: &Case, tower: &ManagerTower, params: Vec<f32>, way: Way, reached: &mut Reached) {
     if let Some(step) = &case.step
         && step.keys().any(|key| key.starts_with("after1/"))
     {
         one_update(case, tower, params.clone(), reached);
     }
     if case.total_at(1).is_some() || case.step.is_some() {
-        trajectory(case, tower, params, reached);
+        trajectory(case, tower, params, way, reached);
     }
 }
 
@@ -64,12 +65,18 @@ fn one_update(case: &Case, tower: &ManagerTower, mut params: Vec<f32>, reached: 
     }
 }
 
-fn trajectory(case: &Case, tower: &ManagerTower, mut params: Vec<f32>, reached: &mut Reached) {
+fn trajectory(
+    case: &Case,
+    tower: &ManagerTower,
+    mut params: Vec<f32>,
+    way: Way,
+    reached: &mut Reached,
+) {
     let table = tower.table();
     let adam = case.adam(table);
     let (mut m, mut v) = (vec![0.0; params.len()], vec![0.0; params.len()]);
     for number in 0..=STEPS {
-        let ours = run(case, tower, &params, Ask::Gradient);
+        let ours = run(case, tower, &params, Ask::Gradient, way);
         if let Some(theirs) = case.total_at(number) {
             let error = (ours.total() - theirs).abs() / theirs;
             if error.is_nan() || error > TRAJECTORY_LOSS_TOLERANCE {

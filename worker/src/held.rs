@@ -1,0 +1,249 @@
+//! The training state where it is trained: in host memory, or in a device's own.
+//!
+//! What leaves a worker (digests, checkpoints, copies for peers, exports) is always read from host
+//! vectors. A device's state comes to the host when somebody asks for the first time, and once;
+//! a step on which nobody asks moves no weight. Read-only between two updates.
+
+use std::sync::{Arc, OnceLock};
+
+use belfry_collective::StateSource;
+use belfry_configs::Matmul;
+use belfry_model::{Device, ModelError, ParamTable, Weights, on_host};
+use burn::tensor::{Tensor, TensorData};
+
+use crate::error::WorkerError;
+use crate::optimizer::AdamW;
+use crate::optimizer_on_device::{self, Tensors};
+use crate::state::TrainState;
+
+/// Where states are trained.
+#[derive(Clone, Debug)]
+pub struct Place {
+    device: Device,
+    apart: bool,
+}
+
+impl Place {
+    /// `device`; `apart` treats it as one with a memory of its own even if it computes on the host.
+    pub fn new(device: &Device, apart: bool) -> Self {
+        Place {
+            device: device.clone(),
+            apart: apart || !on_host(device),
+        }
+    }
+
+    /// Whether the device has to be asked for results.
+    pub fn is_apart(&self) -> bool {
+        self.apart
+    }
+
+    /// A state where it is trained. If that is on the device the host's vectors are freed.
+    pub fn hold(&self, state: TrainState) -> HeldState {
+        if !self.apart {
+            return HeldState::Host(state);
+        }
+        let inner = self.device.clone().without_autodiff();
+        let step = state.step;
+        let vectors = [state.parameters, state.exp_avg, state.exp_avg_sq];
+        HeldState::Device(Box::new(DeviceState {
+            step,
+            tensors: vectors.map(|values| to_device(values, &inner)),
+            host: OnceLock::new(),
+        }))
+    }
+}
+
+/// The state of one step.
+#[derive(Debug)]
+pub enum HeldState {
+    /// In host memory.
+    Host(TrainState),
+    /// On a device with a memory of its own.
+    Device(Box<DeviceState>),
+}
+
+/// Flat parameters and moments on a device.
+#[derive(Debug)]
+pub struct DeviceState {
+    step: u64,
+    tensors: Tensors,
+    /// What the device gave back, or why it did not.
+    host: OnceLock<Result<TrainState, String>>,
+}
+
+impl HeldState {
+    /// Updates applied.
+    pub fn step(&self) -> u64 {
+        match self {
+            HeldState::Host(state) => state.step,
+            HeldState::Device(state) => state.step,
+        }
+    }
+
+    /// Its host vectors; a device is asked for them once.
+    ///
+    /// # Errors
+    /// [`WorkerError::Internal`] if the device does not give them back.
+    pub fn host(&self) -> Result<&TrainState, WorkerError> {
+        match self {
+            HeldState::Host(state) => Ok(state),
+            HeldState::Device(state) => {
+                let read = state.host.get_or_init(|| state.read());
+                read.as_ref().map_err(|reason| {
+                    let step = state.step;
+                    WorkerError::Internal(format!(
+                        "step {step}: no state from the device: {reason}"
+                    ))
+                })
+            }
+        }
+    }
+
+    /// Its parameters as weights that products of this arithmetic read, on `device`. In host memory
+    /// they are read where they are, and must be dropped before the next update; a device makes its
+    /// own leaves of them.
+    ///
+    /// # Errors
+    /// [`ModelError`] if they do not fit the table.
+    pub fn weights(
+        self: &Arc<Self>,
+        table: &ParamTable,
+        device: &Device,
+        matmul: Matmul,
+    ) -> Result<Weights, ModelError> {
+        let weights = match &**self {
+            HeldState::Host(_) => Weights::share(table, Parameters(Arc::clone(self)), device)?,
+            HeldState::Device(state) => {
+                let flat = state.tensors[0].clone();
+                Weights::from_device(table, flat, device)?.apart_from_host()
+            }
+        };
+        Ok(weights.multiplied_in(matmul))
+    }
+
+    /// One update with the mean gradient of this step. In host memory it happens in place unless
+    /// somebody still reads the old state.
+    pub fn update(held: &mut Arc<Self>, optimizer: &AdamW, gradient: &[f32]) {
+        if let Some(HeldState::Host(state)) = Arc::get_mut(held) {
+            state.update(optimizer, gradient);
+            return;
+        }
+        *held = Arc::new(match &**held {
+            HeldState::Host(state) => {
+                let mut state = state.clone();
+                state.update(optimizer, gradient);
+                HeldState::Host(state)
+            }
+            HeldState::Device(state) => state.updated(optimizer, gradient),
+        });
+    }
+}
+
+impl DeviceState {
+    fn read(&self) -> Result<TrainState, String> {
+        let read = |tensor: &Tensor<1>| {
+            let read = tensor.clone().try_into_vec_as::<f32>();
+            read.map_err(|e| e.to_string())
+        };
+        let [parameters, exp_avg, exp_avg_sq] = &self.tensors;
+        Ok(TrainState {
+            step: self.step,
+            parameters: read(parameters)?,
+            exp_avg: read(exp_avg)?,
+            exp_avg_sq: read(exp_avg_sq)?,
+        })
+    }
+
+    fn updated(&self, optimizer: &AdamW, gradient: &[f32]) -> HeldState {
+        let gradient = to_device(gradient.to_vec(), &self.tensors[0].device());
+        let tensors = self.tensors.clone();
+        let tensors = optimizer_on_device::apply(optimizer, self.step, tensors, gradient);
+        HeldState::Device(Box::new(DeviceState {
+            step: self.step + 1,
+            tensors,
+            host: OnceLock::new(),
+        }))
+    }
+}
+
+fn to_device(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), device)
+}
+
+impl StateSource for HeldState {
+    fn step(&self) -> u64 {
+        HeldState::step(self)
+    }
+    fn tensors(&self) -> usize {
+        3
+    }
+    /// Nothing, which no peer accepts, if the device does not give it back.
+    fn tensor(&self, index: usize) -> &[f32] {
+        match self.host() {
+            Ok(state) => state.tensors()[index],
+            Err(error) => {
+                tracing::error!(%error, "peers cannot copy this state");
+                &[]
+            }
+        }
+    }
+}
+
+/// The parameters of a state in host memory, for whoever reads them where they are.
+#[derive(Clone)]
+struct Parameters(Arc<HeldState>);
+
+impl AsRef<[f32]> for Parameters {
+    fn as_ref(&self) -> &[f32] {
+        match &*self.0 {
+            HeldState::Host(state) => &state.parameters,
+            HeldState::Device(_) => &[],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::optimizer;
+    use belfry_model::ManagerTower;
+
+    /// The same arithmetic in both places gives the same bits, and what leaves is the same.
+    #[test]
+    fn a_state_on_a_device_is_the_hosts() {
+        let text = include_str!("../../configs/tiny.toml");
+        let config = belfry_configs::load_str(text, "tiny.toml", &[]).expect("a run file");
+        let model = ManagerTower::new(&config.model, config.data.text_len as usize).expect("fits");
+        let optimizer = optimizer(&config, &model);
+        let parameters = model.table().init(3);
+        let moments = vec![0.0; parameters.len()];
+        let state = TrainState {
+            step: 1,
+            exp_avg: moments.clone(),
+            exp_avg_sq: moments,
+            parameters,
+        };
+        let mut gradient = model.table().init(4);
+        for entry in model.table().entries().iter().filter(|e| !e.trained) {
+            gradient[entry.offset..entry.offset + entry.len].fill(0.0);
+        }
+        let held = |apart| Place::new(&Device::flex(), apart).hold(state.clone());
+        let [mut there, mut here] = [true, false].map(|apart| Arc::new(held(apart)));
+        let watched = Arc::clone(&here);
+        for _ in 0..2 {
+            HeldState::update(&mut there, &optimizer, &gradient);
+            HeldState::update(&mut here, &optimizer, &gradient);
+        }
+        assert_eq!(there.step(), 3);
+        assert_eq!(
+            there.host().expect("readable").digest(),
+            here.host().expect("readable").digest()
+        );
+        assert_eq!(watched.step(), 1, "whoever still reads keeps the old state");
+        assert_eq!(
+            StateSource::tensor(&*there, 2),
+            StateSource::tensor(&*here, 2)
+        );
+    }
+}
