@@ -18,8 +18,8 @@ use super::library::{NCCL, missing};
 use crate::floats::{DeviceFloats, DeviceOwner};
 use crate::transport::Wire;
 
-/// Floats of one pinned slot: 16 MiB, of which there are two each way.
-const SLOT_FLOATS: usize = 4 << 20;
+/// Floats of one pinned slot: 4 MiB, of which there are two each way.
+const SLOT_FLOATS: usize = 1 << 20;
 /// The oldest NCCL with non-blocking communicators.
 const VERSION_MIN: c_int = 2_14_00;
 /// What NCCL wants to see in a configuration.

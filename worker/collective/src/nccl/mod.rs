@@ -15,6 +15,8 @@ mod library;
 
 #[cfg(test)]
 mod memory;
+#[cfg(all(test, feature = "nccl"))]
+mod on_stand_ins;
 #[cfg(test)]
 mod tests;
 
