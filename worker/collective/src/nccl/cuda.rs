@@ -38,6 +38,7 @@ struct Config {
 /// Opens fabrics on one GPU.
 pub struct CudaLinks {
     context: Arc<Context>,
+    version: c_int,
 }
 
 impl CudaLinks {
@@ -63,12 +64,17 @@ impl CudaLinks {
                 "NCCL {version} cannot be stopped while it waits; install 2.14 or newer"
             )));
         }
-        Ok(CudaLinks { context })
+        Ok(CudaLinks { context, version })
     }
 
     /// Identifies the GPU on any machine.
     pub fn unit(&self) -> &str {
         &self.context.unit
+    }
+
+    /// NCCL's, as it numbers itself; a ring's bits depend on it.
+    pub fn version(&self) -> i32 {
+        self.version
     }
 }
 
