@@ -311,8 +311,12 @@ beside_torch() {
     shift 5
     torch "$name" "$pairs" "$budget" "$@"
     local status=$?
-    if [ $status -ne 0 ]; then
-        unless_well "$label" $status "$name"
+    if [ $status -eq 125 ]; then
+        result "$label" SKIPPED "no time was left"
+        return
+    elif [ $status -ne 0 ]; then
+        # The peer's trouble (no compiler for --compile, its own memory) is no failure of Belfry.
+        result "$label" SKIPPED "PyTorch ended with $status: $(tail -n 1 "$out/$name.err")"
         return
     fi
     result "$label" ok \

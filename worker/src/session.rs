@@ -24,7 +24,7 @@ use crate::error::WorkerError;
 use crate::held::HeldState;
 use crate::link::Link;
 use crate::optimizer::AdamW;
-use crate::staging::{Staged, Staging};
+use crate::staging::{self, Staged, Staging};
 use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
 use crate::{checkpoint, fingerprint, transport};
@@ -122,6 +122,8 @@ struct Shell {
     optimizer: Arc<AdamW>,
     state: Option<Arc<HeldState>>,
     staging: Staging,
+    /// Whether the last exchange went over links between devices.
+    linked: bool,
     exchange: Option<JoinHandle<()>>,
     /// Number of the init, load or copy that is under way or was the last.
     acquisition: u64,
@@ -151,13 +153,16 @@ impl Shell {
         };
         let opened = opening.await;
         let compute = opened.map_err(|e| WorkerError::Internal(e.to_string()))??;
-        let transport::Opened { transport, device } =
-            tokio::task::block_in_place(|| transport::open(&config, &endpoint, limits));
+        let transport::Opened {
+            transport,
+            device,
+            orders,
+        } = tokio::task::block_in_place(|| transport::open(&config, &endpoint, limits));
         let identity = Identity {
             run_id: options.run_id,
             worker_id: options.worker_id,
             incarnation: u64::from(std::process::id()) << 32 | u64::from(clock_nanos()),
-            fingerprint: fingerprint::fingerprint(&config),
+            fingerprint: fingerprint::fingerprint(&config) + &orders,
             data_address: endpoint.local_addr().to_string(),
             lanes: config.batch.lanes,
             device,
@@ -170,6 +175,7 @@ impl Shell {
             root: options.root,
             state: None,
             staging: Staging::default(),
+            linked: false,
             exchange: None,
             acquisition: 0,
             acquiring: None,
@@ -191,6 +197,8 @@ impl Shell {
                 let state = self.state_of(step)?;
                 self.compute.submit(Job::Lane { lane, state })?;
             }
+            // Links between devices read a node where it is.
+            Effect::Stage { .. } if self.linked => {}
             Effect::Stage { step, node, sum } => self.staging.begin(step, node, sum),
             Effect::Prefetch { step, lanes } => self.compute.data.prefetch(step, &lanes),
             Effect::MakeId { generation } => self.make_id(generation),
@@ -271,7 +279,11 @@ impl Shell {
             .flat_map(|n| n.start..n.end)
             .collect();
         let late = self.late_reports(step, lanes)?;
-        let nodes = self.staging.staged(step, exchange.partials);
+        self.linked = exchange.links.is_some();
+        let nodes = match self.linked {
+            true => staging::where_they_are(exchange.partials),
+            false => self.staging.staged(step, exchange.partials),
+        };
         let request = Reduce {
             generation,
             step,
@@ -481,7 +493,7 @@ async fn exchanged(
     }
     for (node, staged) in nodes {
         match staged.await {
-            Ok(values) => request.partials.insert(node, values.into()),
+            Ok(floats) => request.partials.insert(node, floats),
             Err(error) => return Event::Failed(format!("step {step}, lanes {node}: {error}")),
         };
     }

@@ -273,11 +273,11 @@ fn link_id(core: &mut Core, now: Millis, from: u64, group: u32, id: &[u8]) -> Ve
 }
 
 fn notices(effects: &[Effect]) -> Vec<&str> {
-    let notice = |e| match e {
-        Effect::Emit(event) if !event.notice.is_empty() => Some(event.notice.as_str()),
+    let emitted = effects.iter().filter_map(|effect| match effect {
+        Effect::Emit(event) => Some(event.notice.as_str()),
         _ => None,
-    };
-    effects.iter().filter_map(notice).collect()
+    });
+    emitted.filter(|notice| !notice.is_empty()).collect()
 }
 
 const FLAT: LinkPolicy = LinkPolicy::Device {

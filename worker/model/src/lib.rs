@@ -25,6 +25,8 @@ mod heads;
 mod image_tower;
 mod inspect;
 mod layers;
+#[cfg(feature = "cuda")]
+mod lend;
 mod loss;
 mod loss_on_device;
 mod manager;
@@ -58,6 +60,8 @@ pub use error::ModelError;
 pub use gradient::{DeviceSum, Gradient, GradientSum, Target};
 pub use group::{Alone, Group, GroupError, add_rows};
 pub use inspect::{Inspection, Modality, Part, SimilarityRow, Source, WeightRow};
+#[cfg(feature = "cuda")]
+pub use lend::Lent;
 pub use normal::fill_normal;
 pub use params::{ParamEntry, ParamTable};
 pub use pass::{Record, Trace};
