@@ -111,11 +111,11 @@ mod on_device {
                     // Either factor is kept only for the other one's gradient.
                     let kept_a = b_tracked.then(|| prepared.checkpoint(&a));
                     let kept_b = a_tracked.then(|| prepared.checkpoint(&b));
-                    let product = B::exact_product(a.primitive, b.primitive);
+                    let product = B::exact_product(a.into_primitive(), b.into_primitive());
                     prepared.finish((kept_a, kept_b), product)
                 }
                 OpsKind::UnTracked(prepared) => {
-                    prepared.finish(B::exact_product(a.primitive, b.primitive))
+                    prepared.finish(B::exact_product(a.into_primitive(), b.into_primitive()))
                 }
             }
         }
