@@ -72,6 +72,21 @@ pub struct Batch {
     /// Micro-batches in one forward pass: speed and memory only, equal up to rounding.
     #[serde(default = "one")]
     pub device_batch: u32,
+    /// What backward passes compute again instead of keeping it: memory against time, the same bits.
+    #[serde(default)]
+    pub recompute: Recompute,
+}
+
+/// What is computed again for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing: every activation stays until its gradient is known.
+    #[default]
+    None,
+    /// Each tower layer, transform and cross-modal layer: only their outputs stay, and one layer's
+    /// activations at a time come back. Costs a second forward pass.
+    Blocks,
 }
 
 fn one() -> u32 {

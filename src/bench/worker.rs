@@ -56,6 +56,7 @@ impl Rehearsal {
         );
         let device = open_device(&config.run.device)?;
         let tower = ManagerTower::new(&config.model, config.data.text_len as usize)?;
+        let tower = tower.recomputing(config.batch.recompute);
         let parameters = tower.table().init(config.run.seed);
         let moments = vec![0.0; parameters.len()];
         let place = Place::new(&device, config.run.device == CPU_APART);

@@ -153,13 +153,16 @@ impl Shell {
         };
         let opened = opening.await;
         let compute = opened.map_err(|e| WorkerError::Internal(e.to_string()))??;
-        let transport::Opened { transport, device } =
-            tokio::task::block_in_place(|| transport::open(&config, &endpoint, limits));
+        let transport::Opened {
+            transport,
+            device,
+            orders,
+        } = tokio::task::block_in_place(|| transport::open(&config, &endpoint, limits));
         let identity = Identity {
             run_id: options.run_id,
             worker_id: options.worker_id,
             incarnation: u64::from(std::process::id()) << 32 | u64::from(clock_nanos()),
-            fingerprint: fingerprint::fingerprint(&config),
+            fingerprint: fingerprint::fingerprint(&config) + &orders,
             data_address: endpoint.local_addr().to_string(),
             lanes: config.batch.lanes,
             device,

@@ -80,7 +80,7 @@ impl Compute {
         let place = Place::new(&device, config.run.device == CPU_APART);
         let data = Arc::new(DataPlane::open(config, cache_dir, Split::Train)?);
         let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
-        let model = Arc::new(model);
+        let model = Arc::new(model.recomputing(config.batch.recompute));
         let (jobs, queue) = mpsc::sync_channel(JOBS_MAX);
         let mut room = Room {
             config: config.clone(),

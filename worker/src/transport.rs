@@ -19,6 +19,15 @@ const HOST_FILE: &str = "/proc/sys/kernel/random/boot_id";
 pub(crate) struct Opened {
     pub transport: Arc<dyn Transport>,
     pub device: v1::Device,
+    /// The library whose order of additions a ring takes, for the numeric fingerprint.
+    pub orders: String,
+}
+
+/// A device that can be linked.
+struct Linkable {
+    transport: Arc<dyn Transport>,
+    unit: String,
+    version: String,
 }
 
 /// Opens what the configuration asks for; TCP where that cannot be had.
@@ -32,12 +41,22 @@ pub(crate) fn open(config: &ValidConfig, tcp: &Arc<Endpoint>, limits: Limits) ->
         return Opened {
             transport: Arc::clone(tcp) as Arc<dyn Transport>,
             device,
+            orders: String::new(),
         };
     }
     match linked(&config.run.device, tcp, limits) {
-        Ok((transport, unit)) => {
+        Ok(Linkable {
+            transport,
+            unit,
+            version,
+        }) => {
             device.unit = unit;
-            Opened { transport, device }
+            let ring = !config.collective.same_bits();
+            Opened {
+                transport,
+                device,
+                orders: if ring { version } else { String::new() },
+            }
         }
         Err(reason) => {
             tracing::warn!(reason, "no device links");
@@ -45,35 +64,28 @@ pub(crate) fn open(config: &ValidConfig, tcp: &Arc<Endpoint>, limits: Limits) ->
             Opened {
                 transport: Arc::clone(tcp) as Arc<dyn Transport>,
                 device,
+                orders: String::new(),
             }
         }
     }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn linked(
-    _device: &str,
-    _tcp: &Arc<Endpoint>,
-    _limits: Limits,
-) -> Result<(Arc<dyn Transport>, String), String> {
+fn linked(_device: &str, _tcp: &Arc<Endpoint>, _limits: Limits) -> Result<Linkable, String> {
     Err("this binary was built without NCCL; build it with `--features cuda`".into())
 }
 
 #[cfg(feature = "cuda")]
-fn linked(
-    device: &str,
-    tcp: &Arc<Endpoint>,
-    limits: Limits,
-) -> Result<(Arc<dyn Transport>, String), String> {
+fn linked(device: &str, tcp: &Arc<Endpoint>, limits: Limits) -> Result<Linkable, String> {
     use belfry_collective::nccl::{CudaLinks, DeviceEndpoint};
     let index = device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
     let index = index.ok_or_else(|| format!("run.device = \"{device}\" is no GPU"))?;
     let links = CudaLinks::open(index).map_err(|e| e.to_string())?;
-    let unit = links.unit().to_owned();
-    Ok((
-        DeviceEndpoint::new(Arc::clone(tcp), links, limits) as Arc<dyn Transport>,
-        unit,
-    ))
+    Ok(Linkable {
+        unit: links.unit().to_owned(),
+        version: format!(" | NCCL {}", links.version()),
+        transport: DeviceEndpoint::new(Arc::clone(tcp), links, limits),
+    })
 }
 
 /// A generation's links in the collective's terms.

@@ -11,7 +11,7 @@ use crate::error::ModelError;
 use crate::gradient::Target;
 use crate::heads::Heads;
 use crate::loss::GroupLoss;
-use crate::pass::{Pass, Trace};
+use crate::pass::Trace;
 use crate::scored::{Run, Scored};
 use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::Weights;
@@ -65,7 +65,7 @@ impl ManagerTower {
         };
         batch.check(&self.batch_sizes(), head.images, head.classes)?;
         self.check_run(&run, batch.micro_batches, &vec![batch.rows(); head.images])?;
-        let mut pass = Pass::new(run.weights, 0, run.draws, run.trace);
+        let mut pass = self.pass(run.weights, 0, run.draws, run.trace);
         let mut features = Vec::with_capacity(head.images);
         for (image, pixels) in batch.images.iter().enumerate() {
             pass.number = image as u64;

@@ -8,7 +8,7 @@
 //! back. The towers run once, as in the authors' code. Price: experts cross to the host and back.
 //! It refuses to know who the group's members are.
 
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::Tensor;
 
 use belfry_configs::Task;
 
@@ -24,6 +24,7 @@ use crate::pass::Pass;
 use crate::pretrain::match_logits;
 use crate::retrieve::{Company, Negatives};
 use crate::scored::Scored;
+use crate::segments::Slopes;
 use crate::tower::ManagerTower;
 use crate::weights::read;
 
@@ -63,11 +64,11 @@ struct Fusion {
     scored: Scored,
 }
 
-impl ContrastPass<'_> {
+impl<'a> ContrastPass<'a> {
     /// Contrastive loss and matching loss; their gradient, if asked.
     pub fn run(
         &self,
-        mut pass: Pass,
+        mut pass: Pass<'a>,
         company: Company,
         gradient: Option<Target>,
     ) -> Result<(f64, GroupLoss), ModelError> {
@@ -83,8 +84,8 @@ impl ContrastPass<'_> {
                 hard: copies,
                 scored,
             } = fusion;
-            let mut gradients = scored.backward(&pass, slopes);
-            pass.weights.collect(&mut gradients, gradient.again())?;
+            let sum = Some(gradient.again());
+            let mut slopes = scored.backward(&mut pass, slopes, sum)?;
             let table = self.tower.table();
             let place = table.place(self.itc.temperature);
             gradient.add_number(table, place, contrast.temperature as f32);
@@ -93,21 +94,22 @@ impl ContrastPass<'_> {
                 let copies = own[side].iter().zip(&copies[side]);
                 for (x, (own, hard_x)) in towers.experts[side].iter().zip(copies) {
                     let [_, length, hidden] = x.dims();
-                    let theirs = gradient_of(hard_x, &mut gradients)?;
+                    let theirs = gradient_of(hard_x, &mut slopes)?;
                     let back = group.give_back(&theirs, length * hidden, &hard.places[side]);
                     let back = back.map_err(|e| failed("gradients of hard negatives", e))?;
-                    let sum = add(gradient_of(own, &mut gradients)?, &back);
+                    let sum = add(gradient_of(own, &mut slopes)?, &back);
                     owed.push((x.clone() * pass.constant(sum, x.dims())).sum());
                 }
             }
             let total = owed.into_iter().reduce(|a, b| a + b);
             let total = total.expect("two features at least");
-            pass.collect(total.backward(), gradient)?;
+            let slopes = pass.backward(total, Some(gradient.again()))?;
+            pass.collect(slopes, gradient)?;
         }
         Ok((contrast.loss, losses.read()?[0]))
     }
 
-    fn towers(&self, pass: &mut Pass) -> Result<Towers, ModelError> {
+    fn towers(&self, pass: &mut Pass<'a>) -> Result<Towers, ModelError> {
         let RetrievalBatch {
             ids,
             text_mask,
@@ -232,7 +234,7 @@ impl ContrastPass<'_> {
     /// The pairs, each text with its hard image, each image with its hard text.
     fn fuse(
         &self,
-        pass: &mut Pass,
+        pass: &mut Pass<'a>,
         towers: &Towers,
         hard: &Hard,
         training: bool,
@@ -252,7 +254,8 @@ impl ContrastPass<'_> {
         };
         let mask = &self.batch.text_mask;
         let mask = score_mask(pass, &[mask, mask, &hard.text_mask[..]].concat(), 3 * rows);
-        let features = self.tower.fused_features(pass, SIDES.map(stack), &mask)?;
+        let stacked = SIDES.map(|side| pass.cut(stack(side)));
+        let features = self.tower.fused_features(pass, stacked, &mask)?;
         let scored = Scored {
             logits: match_logits(pass, self.itm, features)?,
             labels: Labels::Classes((0..3 * rows).map(|row| i32::from(row < rows)).collect()),
@@ -308,8 +311,8 @@ fn leaf(x: &Tensor<3>, training: bool) -> Tensor<3> {
 }
 
 /// A leaf's gradient; zeros if nothing reached it.
-fn gradient_of(leaf: &Tensor<3>, gradients: &mut Gradients) -> Result<Vec<f32>, ModelError> {
-    match leaf.grad_remove(gradients) {
+fn gradient_of(leaf: &Tensor<3>, slopes: &mut Slopes) -> Result<Vec<f32>, ModelError> {
+    match slopes.take(leaf) {
         Some(gradient) => read(gradient, "gradient of experts"),
         None => Ok(vec![0.0; leaf.shape().num_elements()]),
     }

@@ -96,16 +96,6 @@ impl Aggregation {
         }
     }
 
-    /// Experts as [`Aggregation::forward`] wants them, once for all layers.
-    fn prepare(&self, experts: Vec<Tensor<3>>) -> Vec<Tensor<3>> {
-        match self {
-            Aggregation::Managers(_) => {
-                experts.into_iter().map(|x| normalise(x, EPSILON)).collect()
-            }
-            _ => experts,
-        }
-    }
-
     /// What cross-modal layer `i` of this stream starts from.
     fn forward(
         &self,
@@ -193,53 +183,102 @@ impl CrossModal {
     /// # Shapes
     /// experts `[batch, length, hidden]` each, text mask `[batch, 1, 1, text length]` → the last
     /// outputs of the text and the image stream. What `outputs` does not name may be missing or cut.
-    pub fn forward(
-        &self,
-        pass: &mut Pass,
-        [text_experts, image_experts]: [Vec<Tensor<3>>; 2],
+    pub fn forward<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
+        experts: [Vec<Tensor<3>>; 2],
         text_mask: &Tensor<4>,
         outputs: Outputs,
     ) -> Result<(Tensor<3>, Option<Tensor<3>>), ModelError> {
-        let text_experts = self.text.aggregation.prepare(text_experts);
-        let image_experts = self.image.aggregation.prepare(image_experts);
+        let experts = self.prepare(pass, experts)?;
         let depth = self.text.layers.len();
         let (mut texts, mut images) = (Vec::new(), Vec::new());
         for i in 0..depth {
-            let below_text = Below {
-                own: &texts,
-                other: &images,
-            };
-            let below_image = Below {
-                own: &images,
-                other: &texts,
-            };
-            let (text, image) = (&self.text.aggregation, &self.image.aggregation);
-            let x = text.forward(pass, i, &text_experts, below_text)?;
-            let y = image.forward(pass, i, &image_experts, below_image)?;
-            for (aggregation, stream, tensor) in [(text, "text", &x), (image, "image", &y)] {
-                if let Some(name) = aggregation.record_name(stream, i) {
-                    pass.record(&name, tensor)?;
-                }
+            let outputs = if i + 1 < depth { Outputs::All } else { outputs };
+            let parts = [&experts[0], &experts[1], &texts, &images];
+            let ([text_experts, image_experts, below, _], mask) =
+                (parts.map(Vec::len), text_mask.clone());
+            let made = pass.block(parts.map(Vec::as_slice).concat(), move |pass, inputs| {
+                let (text_experts, rest) = inputs.split_at(text_experts);
+                let (image_experts, rest) = rest.split_at(image_experts);
+                let (texts, images) = rest.split_at(below);
+                let mask = pass.adopt(&mask);
+                let sides = [(text_experts, texts), (image_experts, images)];
+                self.layer(pass, i, sides, &mask, outputs)
+            });
+            let mut made = made?.into_iter();
+            let text = made.next().expect("a layer gives the text stream");
+            remember(&mut texts, text, self.memory);
+            match made.next() {
+                Some(image) => remember(&mut images, image, self.memory),
+                None => images.clear(),
             }
-            let last = i + 1 == depth;
-            let queries = |stream: &Tensor<3>| match outputs {
-                Outputs::FirstTokens if last => stream.clone().narrow(1, 0, 1),
-                _ => stream.clone(),
-            };
-            let (text, image) = ((&x, Some(text_mask)), (&y, None));
-            let text_out = self.text.layers[i].forward(pass, queries(&x), text, image);
-            pass.record(&format!("text_cross.{i}"), &text_out)?;
-            if last && outputs == Outputs::Text {
-                return Ok((text_out, None));
-            }
-            let image_out = self.image.layers[i].forward(pass, queries(&y), image, text);
-            pass.record(&format!("image_cross.{i}"), &image_out)?;
-            remember(&mut texts, text_out, self.memory);
-            remember(&mut images, image_out, self.memory);
         }
-        let last = texts.pop().zip(images.pop());
-        let (x, y) = last.expect("a cross-modal encoder has at least one layer");
-        Ok((x, Some(y)))
+        let text = texts.pop();
+        let text = text.expect("a cross-modal encoder has at least one layer");
+        Ok((text, images.pop()))
+    }
+
+    /// Experts as aggregations want them, once for all layers.
+    fn prepare(
+        &self,
+        pass: &mut Pass,
+        [texts, images]: [Vec<Tensor<3>>; 2],
+    ) -> Result<[Vec<Tensor<3>>; 2], ModelError> {
+        let Aggregation::Managers(_) = &self.text.aggregation else {
+            return Ok([texts, images]);
+        };
+        let normalised = |experts| {
+            pass.block(experts, |_, experts| {
+                Ok(experts
+                    .iter()
+                    .map(|x| normalise(x.clone(), EPSILON))
+                    .collect())
+            })
+        };
+        let [texts, images] = [texts, images].map(normalised);
+        Ok([texts?, images?])
+    }
+
+    /// Layer `i` of both streams from their experts and what they gave below: the text stream's
+    /// output and, unless nobody reads it, the image stream's.
+    fn layer(
+        &self,
+        pass: &mut Pass,
+        i: usize,
+        [(text_experts, texts), (image_experts, images)]: [(&[Tensor<3>], &[Tensor<3>]); 2],
+        text_mask: &Tensor<4>,
+        outputs: Outputs,
+    ) -> Result<Vec<Tensor<3>>, ModelError> {
+        let below_text = Below {
+            own: texts,
+            other: images,
+        };
+        let below_image = Below {
+            own: images,
+            other: texts,
+        };
+        let (text, image) = (&self.text.aggregation, &self.image.aggregation);
+        let x = text.forward(pass, i, text_experts, below_text)?;
+        let y = image.forward(pass, i, image_experts, below_image)?;
+        for (aggregation, stream, tensor) in [(text, "text", &x), (image, "image", &y)] {
+            if let Some(name) = aggregation.record_name(stream, i) {
+                pass.record(&name, tensor)?;
+            }
+        }
+        let queries = |stream: &Tensor<3>| match outputs {
+            Outputs::FirstTokens => stream.clone().narrow(1, 0, 1),
+            _ => stream.clone(),
+        };
+        let (text, image) = ((&x, Some(text_mask)), (&y, None));
+        let text_out = self.text.layers[i].forward(pass, queries(&x), text, image);
+        pass.record(&format!("text_cross.{i}"), &text_out)?;
+        if outputs == Outputs::Text {
+            return Ok(vec![text_out]);
+        }
+        let image_out = self.image.layers[i].forward(pass, queries(&y), image, text);
+        pass.record(&format!("image_cross.{i}"), &image_out)?;
+        Ok(vec![text_out, image_out])
     }
 }
 

@@ -155,9 +155,9 @@ impl ImageTower {
 
     /// # Shapes
     /// pixels `[batch x 3 x side x side]` → per layer given `[batch, 1 + patches, width]`
-    pub fn forward(
-        &self,
-        pass: &mut Pass,
+    pub fn forward<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         pixels: &[f32],
         batch: usize,
     ) -> Result<Vec<Tensor<3>>, ModelError> {
@@ -173,22 +173,28 @@ impl ImageTower {
         let x = Tensor::cat(vec![class.expand([batch, 1, self.width]), patches], 1);
         let positions = pass.weights.vector(self.positions);
         let x = x + positions.reshape([1, grid * grid + 1, self.width]);
-        let mut x = match &self.norm_pre {
+        let x = match &self.norm_pre {
             Some(norm) => norm.forward(pass, x),
             None => x,
         };
         pass.record("image_ln_pre", &x)?;
+        let mut x = pass.cut(vec![x]).remove(0);
         let first = self.blocks.len() - self.outputs;
         let mut outputs = Vec::with_capacity(self.outputs);
         for (l, block) in self.blocks.iter().enumerate() {
-            x = block.forward(pass, x, self.heads);
-            pass.record(&format!("image_layer.{l}"), &x)?;
-            if l >= first || pass.is_traced() {
+            let mut layer = pass.block(vec![x], move |pass, x| {
+                let x = block.forward(pass, x[0].clone(), self.heads);
+                pass.record(&format!("image_layer.{l}"), &x)?;
+                if l < first && !pass.is_traced() {
+                    return Ok(vec![x]);
+                }
                 let output = self.norm_post.forward(pass, x.clone());
                 pass.record(&format!("image_ln_post.{l}"), &output)?;
-                if l >= first {
-                    outputs.push(output);
-                }
+                Ok(vec![x, output])
+            })?;
+            x = layer.remove(0);
+            if l >= first {
+                outputs.append(&mut layer);
             }
         }
         Ok(outputs)

@@ -42,6 +42,7 @@ mod product;
 mod rank;
 mod retrieve;
 mod scored;
+mod segments;
 mod shared_images;
 mod side_by_side;
 pub mod size;

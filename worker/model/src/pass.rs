@@ -2,8 +2,9 @@
 //!
 //! Carried through every layer. It refuses to know the layers.
 
+use belfry_configs::Recompute;
 use belfry_configs::rng::Key;
-use burn::tensor::{Gradients, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 #[cfg(feature = "cubecl")]
 use crate::draw_kernels;
@@ -15,6 +16,7 @@ use crate::manager::Aggregated;
 use crate::params::ParamId;
 use crate::phase::phase;
 use crate::product::Products;
+use crate::segments::{Segment, Slopes};
 use crate::weights::{Weights, read};
 
 /// A tensor that a forward pass showed.
@@ -51,11 +53,17 @@ pub(crate) struct Pass<'a> {
     /// Which pass through the network this is: of pre-training 0 is MLM and 1 ITM, of NLVR2 each
     /// image has one. Part of every draw.
     pub number: u64,
-    draws: Draws<'a>,
+    pub draws: Draws<'a>,
     gathered: Vec<Gathered>,
     trace: Option<&'a mut Trace>,
     /// Who looks at what the managers do.
     pub observer: Option<Observer<'a>>,
+    /// Which segments' graphs are made again for the backward pass.
+    pub recompute: Recompute,
+    /// In the order of the forward pass.
+    pub segments: Vec<Segment<'a>>,
+    /// The weights outside autodiff, once a block wants them.
+    pub plain: Option<Weights>,
 }
 
 /// A dropout site: its rate and the name that its draws are keyed by.
@@ -79,6 +87,9 @@ impl<'a> Pass<'a> {
             gathered: Vec::new(),
             trace,
             observer: None,
+            recompute: Recompute::None,
+            segments: Vec::new(),
+            plain: None,
         }
     }
 
@@ -206,20 +217,20 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds the gradients of everything this pass read.
-    pub fn collect(self, gradients: Gradients, target: Target) -> Result<(), ModelError> {
-        Self::collect_all(&mut [(self, gradients)], target)
+    pub fn collect(self, slopes: Slopes, target: Target) -> Result<(), ModelError> {
+        Self::collect_all(&mut [(self, slopes)], target)
     }
 
     /// The same of several passes, in their order.
     pub fn collect_all(
-        passes: &mut [(Pass, Gradients)],
+        passes: &mut [(Pass, Slopes)],
         mut target: Target,
     ) -> Result<(), ModelError> {
         let device = passes.first().map(|(pass, _)| pass.weights.device());
         let _phase = device.map(|device| phase!(device, "gradient collection"));
-        for (pass, gradients) in &mut *passes {
+        for (pass, slopes) in &mut *passes {
             for used in pass.gathered.drain(..) {
-                if let Some(rows) = used.leaf.grad_remove(gradients) {
+                if let Some(rows) = slopes.take(&used.leaf) {
                     let ids = (&used.ids[..], used.skip);
                     let weights = pass.weights;
                     weights.collect_rows(used.table, rows, ids, target.again())?;
@@ -227,7 +238,8 @@ impl<'a> Pass<'a> {
             }
         }
         let sources = passes.iter_mut();
-        let mut sources: Vec<_> = sources.map(|(pass, g)| (pass.weights, g)).collect();
+        let sources = sources.flat_map(|(pass, slopes)| slopes.sources(pass.weights));
+        let mut sources: Vec<_> = sources.collect();
         Weights::collect_all(&mut sources, target)
     }
 }

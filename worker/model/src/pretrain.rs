@@ -4,7 +4,7 @@
 //! out. The passes meet in the images alone, so on the host they run side by side. It refuses to
 //! know lanes and how gradients are combined further.
 
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::Tensor;
 
 use crate::batch::{IGNORED, Labels, MicroBatchReport, PretrainBatch};
 use crate::draws::Draws;
@@ -16,6 +16,7 @@ use crate::loss::GroupLoss;
 use crate::pass::{Pass, Trace};
 use crate::phase::phase;
 use crate::scored::{Losses, Run, Scored};
+use crate::segments::Slopes;
 use crate::shared_images::{Owed, SharedImages, View};
 use crate::side_by_side::side_by_side;
 use crate::tower::{Images, Inputs, ManagerTower};
@@ -144,10 +145,10 @@ struct Passes<'a> {
 /// A pass that is through: backward too, if that was asked.
 struct Through<'a> {
     losses: Losses,
-    backward: Option<((Pass<'a>, Gradients), Owed)>,
+    backward: Option<((Pass<'a>, Slopes), Owed)>,
 }
 
-impl Passes<'_> {
+impl<'t> Passes<'t> {
     /// One after the other, each with its own run of the image tower, so that both can be shown
     /// whole.
     fn apart(&self, run: Run) -> Result<[Losses; 2], ModelError> {
@@ -168,6 +169,7 @@ impl Passes<'_> {
             Some(scored) => scored.losses(&pass, count)?.0,
             None => self.nothing(),
         };
+        drop(pass);
         let mut pass = Pass::new(weights, ITM, draws, trace);
         let matches = self.score_matches(&mut pass, pixels(&self.batch.itm_images))?;
         Ok([words, matches.losses(&pass, count)?.0])
@@ -183,19 +185,23 @@ impl Passes<'_> {
         let Run {
             weights,
             draws,
-            gradient,
+            mut gradient,
             ..
         } = run;
         let training = gradient.is_some();
         let distinct = self.distinct_images();
-        let shared = SharedImages::new(self.tower, weights, &distinct.images)?;
+        let forks = SharedImages::forks(weights, distinct.images.len());
+        let shared = SharedImages::new(self.tower, &forks, &distinct.images)?;
         let views = [distinct.words, distinct.matches].map(|rows| rows.map(|r| shared.view(r)));
         let forks = [MLM, ITM].map(|_| weights.fork());
         let jobs = [MLM, ITM].into_iter().zip(&forks).zip(views);
+        // The first pass adds to the sum as it goes; the other one's terms come behind.
+        let mut sum = gradient.as_mut().map(Target::again);
         let jobs = jobs.map(|((number, weights), view)| {
+            let sum = view.as_ref().and_then(|_| sum.take());
             move || {
-                let pass = Pass::new(weights, number, draws, None);
-                view.map(|view| self.through(pass, view, training))
+                let pass = self.tower.pass(weights, number, draws, None);
+                view.map(|view| self.through(pass, view, training, sum))
                     .transpose()
             }
         });
@@ -224,7 +230,11 @@ impl Passes<'_> {
         mut pass: Pass<'p>,
         view: View,
         training: bool,
-    ) -> Result<Through<'p>, ModelError> {
+        sum: Option<Target>,
+    ) -> Result<Through<'p>, ModelError>
+    where
+        't: 'p,
+    {
         let forward = phase!(pass.weights.device(), "passes, forward");
         let images = Images::Experts(view.experts.clone());
         let scored = match pass.number {
@@ -234,12 +244,16 @@ impl Passes<'_> {
         drop(forward);
         let scored = scored.expect("the MLM pass runs with masked words only");
         let (losses, slopes) = scored.losses(&pass, self.batch.micro_batches)?;
-        let backward = training.then(|| {
-            let mut gradients = scored.backward(&pass, slopes);
-            let owed = view.owed(&mut gradients);
-            ((pass, gradients), owed)
-        });
-        Ok(Through { losses, backward })
+        let mut through = Through {
+            losses,
+            backward: None,
+        };
+        if training {
+            let mut slopes = scored.backward(&mut pass, slopes, sum)?;
+            let owed = view.owed(&mut slopes);
+            through.backward = Some(((pass, slopes), owed));
+        }
+        Ok(through)
     }
 
     /// The images that have to go through the tower: a matching pair's once.
@@ -272,11 +286,14 @@ impl Passes<'_> {
         }
     }
 
-    fn score_words(
+    fn score_words<'p>(
         &self,
-        pass: &mut Pass,
+        pass: &mut Pass<'p>,
         images: Images<'_>,
-    ) -> Result<Option<Scored>, ModelError> {
+    ) -> Result<Option<Scored>, ModelError>
+    where
+        't: 'p,
+    {
         let batch = self.batch;
         let words = Words {
             inputs: Inputs {
@@ -291,7 +308,14 @@ impl Passes<'_> {
         self.tower.score_words(pass, self.mlm, &words)
     }
 
-    fn score_matches(&self, pass: &mut Pass, images: Images<'_>) -> Result<Scored, ModelError> {
+    fn score_matches<'p>(
+        &self,
+        pass: &mut Pass<'p>,
+        images: Images<'_>,
+    ) -> Result<Scored, ModelError>
+    where
+        't: 'p,
+    {
         let batch = self.batch;
         let inputs = Inputs {
             ids: &batch.ids,

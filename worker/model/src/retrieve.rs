@@ -133,11 +133,11 @@ impl ManagerTower {
         let mut words = GroupLoss::default();
         if let Some(head) = mlm {
             let gradient = gradient.as_mut().map(Target::again);
-            let pass = Pass::new(weights, MLM, draws, trace.as_deref_mut());
+            let pass = self.pass(weights, MLM, draws, trace.as_deref_mut());
             words = self.masked_words(pass, head, batch, gradient)?;
         }
         let number = if mlm.is_some() { MLM + 1 } else { 0 };
-        let pass = Pass::new(weights, number, draws, trace);
+        let pass = self.pass(weights, number, draws, trace);
         let contrast = ContrastPass {
             tower: self,
             itc,
@@ -157,9 +157,9 @@ impl ManagerTower {
     }
 
     /// The MLM pass of contrastive pre-training.
-    fn masked_words(
-        &self,
-        mut pass: Pass,
+    fn masked_words<'a>(
+        &'a self,
+        mut pass: Pass<'a>,
         head: &MlmHead,
         batch: &RetrievalBatch,
         gradient: Option<Target>,

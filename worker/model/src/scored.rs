@@ -4,7 +4,7 @@
 //! somebody asks, so that nothing in a step waits for it. It refuses to know which head made the
 //! logits.
 
-use burn::tensor::{Gradients, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::batch::{Labels, expect};
 use crate::draws::Draws;
@@ -14,6 +14,7 @@ use crate::loss::{GroupLoss, binary_cross_entropy, cross_entropy};
 use crate::loss_on_device;
 use crate::pass::{Pass, Trace};
 use crate::phase::phase;
+use crate::segments::Slopes;
 use crate::tower::ManagerTower;
 use crate::weights::{Weights, enter, read};
 
@@ -193,25 +194,30 @@ impl Scored {
         Ok((Losses::Read(losses), slopes))
     }
 
-    /// The backward pass from the gradient of the logits.
-    pub fn backward(self, pass: &Pass, slopes: Tensor<2>) -> Gradients {
+    /// The backward pass from the gradient of the logits, as [`Pass::backward`].
+    pub fn backward(
+        self,
+        pass: &mut Pass,
+        slopes: Tensor<2>,
+        sum: Option<Target>,
+    ) -> Result<Slopes, ModelError> {
         let _phase = phase!(pass.weights.device(), "passes, backward");
         // The derivative of sum(logits * slopes) is slopes; its value is never read.
         let slopes = enter(slopes, pass.weights.device());
-        (self.logits * slopes).sum().backward()
+        pass.backward((self.logits * slopes).sum(), sum)
     }
 
     /// Losses; and, if asked, the backward pass.
     pub fn finish(
         self,
-        pass: Pass,
+        mut pass: Pass,
         micro_batches: usize,
         gradient: Option<Target>,
     ) -> Result<Losses, ModelError> {
         let (losses, slopes) = self.losses(&pass, micro_batches)?;
-        if let Some(gradient) = gradient {
-            let gradients = self.backward(&pass, slopes);
-            pass.collect(gradients, gradient)?;
+        if let Some(mut gradient) = gradient {
+            let slopes = self.backward(&mut pass, slopes, Some(gradient.again()))?;
+            pass.collect(slopes, gradient)?;
         }
         Ok(losses)
     }

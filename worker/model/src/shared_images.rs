@@ -6,13 +6,14 @@
 //! to each expert. Half of pre-training's matching passes and a quarter of its image tower's work
 //! is saved that way. It refuses to know what the passes do with the experts.
 
-use burn::tensor::{Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::draws::Draws;
 use crate::error::ModelError;
 use crate::gradient::Target;
 use crate::pass::Pass;
 use crate::phase::phase;
+use crate::segments::Slopes;
 use crate::side_by_side::side_by_side;
 use crate::tower::ManagerTower;
 use crate::weights::{Weights, enter, new_leaf};
@@ -24,14 +25,14 @@ const FIRST_IMAGE: usize = 1;
 /// products, and each writes gradients of the whole tower.
 const GRAPHS: usize = 4;
 
-/// The end of the tower's graphs.
-pub(crate) struct SharedImages {
-    runs: Vec<TowerRun>,
+/// The end of the tower's passes.
+pub(crate) struct SharedImages<'a> {
+    runs: Vec<TowerRun<'a>>,
 }
 
 /// The tower over some of the images.
-struct TowerRun {
-    weights: Weights,
+struct TowerRun<'a> {
+    pass: Pass<'a>,
     images: usize,
     /// `[images, length, hidden]` each.
     experts: Vec<Tensor<3>>,
@@ -51,29 +52,40 @@ pub(crate) struct Owed {
     gradients: Vec<Option<Tensor<3>>>,
 }
 
-impl SharedImages {
-    /// Runs the tower over `images`, pixels `[3, side, side]` each. How they are divided into graphs
-    /// depends on the device and their number alone: it fixes bits.
+/// How many graphs so many images are divided into. It fixes bits.
+pub(crate) fn graphs(images: usize, on_host: bool) -> usize {
+    let most = if on_host { GRAPHS } else { 1 };
+    images.div_ceil(images.div_ceil(most))
+}
+
+impl<'a> SharedImages<'a> {
+    /// Weights for each of the graphs that so many images are divided into.
+    pub fn forks(weights: &Weights, images: usize) -> Vec<Weights> {
+        let graphs = graphs(images, weights.on_host());
+        (0..graphs).map(|_| weights.fork()).collect()
+    }
+
+    /// Runs the tower over `images`, pixels `[3, side, side]` each, on weights forked for them.
     pub fn new(
-        tower: &ManagerTower,
-        weights: &Weights,
+        tower: &'a ManagerTower,
+        forks: &'a [Weights],
         images: &[&[f32]],
     ) -> Result<Self, ModelError> {
-        let run = |images: &[&[f32]]| {
+        let run = |weights: &'a Weights, images: &[&[f32]]| {
             let _phase = phase!(weights.device(), "image tower, forward");
-            let weights = weights.fork();
-            let mut pass = Pass::new(&weights, 0, Draws::Off, None);
+            let mut pass = tower.pass(weights, 0, Draws::Off, None);
             let layers = tower.image_layers(&mut pass, &images.concat(), images.len())?;
             let experts = tower.image_experts(&mut pass, &layers, FIRST_IMAGE)?;
             Ok(TowerRun {
+                pass,
                 images: images.len(),
                 experts,
-                weights,
             })
         };
-        let graphs = if weights.on_host() { GRAPHS } else { 1 };
-        let parts = images.chunks(images.len().div_ceil(graphs));
-        let runs = side_by_side(weights.on_host(), parts.map(|images| || run(images)));
+        let parts = images.chunks(images.len().div_ceil(forks.len()));
+        let jobs = forks.iter().zip(parts);
+        let jobs = jobs.map(|(weights, images)| move || run(weights, images));
+        let runs = side_by_side(forks[0].on_host(), jobs);
         Ok(SharedImages {
             runs: runs.into_iter().collect::<Result<_, ModelError>>()?,
         })
@@ -87,7 +99,7 @@ impl SharedImages {
                 .iter()
                 .map(|run| run.experts[expert].clone().inner());
             let rows = select(Tensor::cat(parts.collect(), 0), &rows);
-            new_leaf(rows, self.runs[0].weights.device())
+            new_leaf(rows, self.device())
         });
         View {
             experts: experts.collect(),
@@ -96,37 +108,43 @@ impl SharedImages {
     }
 
     /// Backward through the tower from what the passes owe; adds to `gradient`.
-    pub fn backward(self, owed: &[Owed], gradient: Target) -> Result<(), ModelError> {
+    pub fn backward(self, owed: &[Owed], mut gradient: Target) -> Result<(), ModelError> {
         let slopes: Vec<Tensor<3>> = (0..self.runs[0].experts.len())
             .map(|expert| self.total(owed, expert))
             .collect();
-        let backward = |run: &TowerRun, first: usize| {
-            let _phase = phase!(run.weights.device(), "image tower, backward");
-            let terms = run.experts.iter().zip(&slopes).map(|(x, slopes)| {
+        let device = self.device().clone();
+        let backward = |mut run: TowerRun<'a>, first: usize, sum: Option<Target>| {
+            let _phase = phase!(&device, "image tower, backward");
+            let terms = run.experts.drain(..).zip(&slopes).map(|(x, slopes)| {
                 let slopes = slopes.clone().narrow(0, first, run.images);
-                (x.clone() * enter(slopes, run.weights.device())).sum()
+                (x * enter(slopes, &device)).sum()
             });
-            let sum = terms.reduce(|a, b| a + b);
-            sum.expect("a tower has experts").backward()
+            let loss = terms.reduce(|a, b| a + b).expect("a tower has experts");
+            let slopes = run.pass.backward(loss, sum)?;
+            Ok((run.pass, slopes))
         };
-        let mut first = 0;
-        let jobs = self.runs.iter().map(|run| {
-            let start = first;
+        let on_host = self.runs[0].pass.weights.on_host();
+        let (mut first, mut sum) = (0, Some(gradient.again()));
+        let jobs = self.runs.into_iter().map(|run| {
+            let (start, sum) = (first, sum.take());
             first += run.images;
             let backward = &backward;
-            move || backward(run, start)
+            move || backward(run, start, sum)
         });
-        let mut gradients = side_by_side(self.runs[0].weights.on_host(), jobs);
-        let runs = self.runs.iter().zip(&mut gradients);
-        let mut sources: Vec<_> = runs.map(|(run, g)| (&run.weights, g)).collect();
-        Weights::collect_all(&mut sources, gradient)
+        let through = side_by_side(on_host, jobs).into_iter();
+        let mut through = through.collect::<Result<Vec<_>, ModelError>>()?;
+        Pass::collect_all(&mut through, gradient)
+    }
+
+    fn device(&self) -> &Device {
+        self.runs[0].pass.weights.device()
     }
 
     /// What all passes owe to an expert of the distinct images, in the order of the passes.
     fn total(&self, owed: &[Owed], expert: usize) -> Tensor<3> {
         let images: usize = self.runs.iter().map(|run| run.images).sum();
         let [_, length, hidden] = self.runs[0].experts[expert].dims();
-        let device = self.runs[0].weights.device().clone().without_autodiff();
+        let device = self.device().clone().without_autodiff();
         let nothing = |images: usize| Tensor::zeros([images, length, hidden], &device);
         let terms = owed.iter().filter_map(|owed| {
             // Images that the pass did not look at get the row of zeros behind its own.
@@ -145,8 +163,8 @@ impl SharedImages {
 
 impl View {
     /// What the pass owes after its backward.
-    pub fn owed(&self, gradients: &mut Gradients) -> Owed {
-        let take = |expert: &Tensor<3>| expert.grad_remove(gradients);
+    pub fn owed(&self, slopes: &mut Slopes) -> Owed {
+        let take = |expert: &Tensor<3>| slopes.take(expert);
         Owed {
             rows: self.rows.clone(),
             gradients: self.experts.iter().map(take).collect(),

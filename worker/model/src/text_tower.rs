@@ -121,9 +121,9 @@ impl TextTower {
 
     /// # Shapes
     /// ids `[batch x length]`, mask `[batch, 1, 1, length]` → per layer `[batch, length, hidden]`
-    pub fn forward(
-        &self,
-        pass: &mut Pass,
+    pub fn forward<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         ids: &[i32],
         batch: usize,
         mask: &Tensor<4>,
@@ -143,12 +143,18 @@ impl TextTower {
             .vector(self.token_type)
             .reshape([1, self.width]);
         let sum = (words + positions + token_type).reshape([batch, length, self.width]);
-        let mut x = pass.dropout(&self.dropout, self.norm.forward(pass, sum));
+        let x = pass.dropout(&self.dropout, self.norm.forward(pass, sum));
         pass.record("text_embeddings", &x)?;
+        let mut x = pass.cut(vec![x]).remove(0);
         let mut outputs = Vec::with_capacity(self.layers.len());
         for (l, layer) in self.layers.iter().enumerate() {
-            let attended = layer.attention.forward(pass, x.clone(), x, Some(mask));
-            x = layer.feed_forward.forward(pass, attended);
+            let mask = mask.clone();
+            let layer = pass.block(vec![x], move |pass, x| {
+                let (x, mask) = (x[0].clone(), pass.adopt(&mask));
+                let attended = layer.attention.forward(pass, x.clone(), x, Some(&mask));
+                Ok(vec![layer.feed_forward.forward(pass, attended)])
+            });
+            x = layer?.remove(0);
             pass.record(&format!("text_layer.{l}"), &x)?;
             outputs.push(x.clone());
         }

@@ -5,18 +5,20 @@
 
 use burn::tensor::Tensor;
 
-use belfry_configs::{Model, System, Task};
+use belfry_configs::{Model, Recompute, System, Task};
 
 use crate::batch::BatchSizes;
 use crate::cross_modal::{CrossModal, Outputs};
+use crate::draws::Draws;
 use crate::error::ModelError;
 use crate::heads::Heads;
 use crate::image_tower::ImageTower;
 use crate::layers::{INIT_STD, Pooler, score_mask};
 use crate::params::{Builder, Init, ParamId, ParamTable};
-use crate::pass::Pass;
+use crate::pass::{Pass, Trace};
 use crate::text_tower::TextTower;
 use crate::transform::{Tower, Transform};
+use crate::weights::Weights;
 
 /// Shape of the table that CLIP's text side leaves in the authors' model.
 const CLIP_LEFTOVERS: [usize; 2] = [77, 512];
@@ -37,6 +39,7 @@ pub struct ManagerTower {
     pub(crate) heads: Heads,
     pub(crate) task: Task,
     pub(crate) sizes: Sizes,
+    recompute: Recompute,
 }
 
 /// Sizes that passes ask for.
@@ -146,7 +149,26 @@ impl ManagerTower {
             heads,
             task: model.task,
             sizes,
+            recompute: Recompute::None,
         })
+    }
+
+    /// The same model, with what its backward passes compute again. Changes no bit.
+    pub fn recomputing(self, recompute: Recompute) -> Self {
+        ManagerTower { recompute, ..self }
+    }
+
+    /// Pass `number` over `weights`, differentiated as this model does.
+    pub(crate) fn pass<'a>(
+        &self,
+        weights: &'a Weights,
+        number: u64,
+        draws: Draws<'a>,
+        trace: Option<&'a mut Trace>,
+    ) -> Pass<'a> {
+        let mut pass = Pass::new(weights, number, draws, trace);
+        pass.recompute = self.recompute;
+        pass
     }
 
     /// Names, shapes and places of all parameters.
@@ -172,9 +194,9 @@ impl ManagerTower {
 
     /// The text tower: outputs of the layers that the system looks at, lowest first, and what
     /// attention to the text adds to its scores.
-    pub(crate) fn text_layers(
-        &self,
-        pass: &mut Pass,
+    pub(crate) fn text_layers<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         ids: &[i32],
         mask: &[f32],
         batch: usize,
@@ -186,9 +208,9 @@ impl ManagerTower {
     }
 
     /// The image tower, likewise.
-    pub(crate) fn image_layers(
-        &self,
-        pass: &mut Pass,
+    pub(crate) fn image_layers<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         pixels: &[f32],
         batch: usize,
     ) -> Result<Vec<Tensor<3>>, ModelError> {
@@ -196,33 +218,37 @@ impl ManagerTower {
     }
 
     /// Text layers in the cross-modal width.
-    pub(crate) fn text_experts(
-        &self,
-        pass: &mut Pass,
+    pub(crate) fn text_experts<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         layers: &[Tensor<3>],
     ) -> Result<Vec<Tensor<3>>, ModelError> {
-        let token_type = pass.weights.part(self.token_types, 0);
-        self.text_transform.forward(pass, layers, &token_type)
+        pass.block(layers.to_vec(), |pass, layers| {
+            let token_type = pass.weights.part(self.token_types, 0);
+            self.text_transform.forward(pass, layers, &token_type)
+        })
     }
 
     /// Image layers in the cross-modal width.
-    pub(crate) fn image_experts(
-        &self,
-        pass: &mut Pass,
+    pub(crate) fn image_experts<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         layers: &[Tensor<3>],
         image_type: usize,
     ) -> Result<Vec<Tensor<3>>, ModelError> {
-        let token_type = pass.weights.part(self.token_types, image_type);
-        self.image_transform.forward(pass, layers, &token_type)
+        pass.block(layers.to_vec(), move |pass, layers| {
+            let token_type = pass.weights.part(self.token_types, image_type);
+            self.image_transform.forward(pass, layers, &token_type)
+        })
     }
 
     /// The cross-modal encoder, from experts of text and image.
     ///
     /// # Shapes
     /// → text stream `[batch, text_len, hidden]`, image stream; both as `outputs` says.
-    fn fuse(
-        &self,
-        pass: &mut Pass,
+    fn fuse<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         experts: [Vec<Tensor<3>>; 2],
         text_mask: &Tensor<4>,
         outputs: Outputs,
@@ -233,9 +259,9 @@ impl ManagerTower {
     }
 
     /// Both towers and the cross-modal encoder.
-    pub(crate) fn encode(
-        &self,
-        pass: &mut Pass,
+    pub(crate) fn encode<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         inputs: &Inputs,
         outputs: Outputs,
     ) -> Result<(Tensor<3>, Option<Tensor<3>>), ModelError> {
@@ -243,9 +269,9 @@ impl ManagerTower {
         self.fuse(pass, experts, &mask, outputs)
     }
 
-    fn experts(
-        &self,
-        pass: &mut Pass,
+    fn experts<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         inputs: &Inputs,
     ) -> Result<([Vec<Tensor<3>>; 2], Tensor<4>), ModelError> {
         let (text, mask) = self.text_layers(pass, inputs.ids, inputs.text_mask, inputs.batch)?;
@@ -261,9 +287,9 @@ impl ManagerTower {
     }
 
     /// Both streams' pooled features of one text and image each (model_spec's cls_feats).
-    pub(crate) fn features(
-        &self,
-        pass: &mut Pass,
+    pub(crate) fn features<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         inputs: &Inputs,
     ) -> Result<Tensor<2>, ModelError> {
         let (experts, mask) = self.experts(pass, inputs)?;
@@ -271,9 +297,9 @@ impl ManagerTower {
     }
 
     /// The same, from experts.
-    pub(crate) fn fused_features(
-        &self,
-        pass: &mut Pass,
+    pub(crate) fn fused_features<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         experts: [Vec<Tensor<3>>; 2],
         text_mask: &Tensor<4>,
     ) -> Result<Tensor<2>, ModelError> {

@@ -264,23 +264,12 @@ impl Weights {
         new_leaf(rows, &self.device)
     }
 
-    /// Adds the leaves' gradients. Leaves that a pass did not use add nothing.
+    /// Adds the leaves' gradients of one graph, or of several over the same weights or forks of them:
+    /// every element's terms are added in the order of `sources`. Leaves that no graph used add
+    /// nothing.
     ///
     /// # Errors
     /// [`ModelError::Device`] if a gradient cannot be read.
-    pub(crate) fn collect(
-        &self,
-        gradients: &mut Gradients,
-        target: Target,
-    ) -> Result<(), ModelError> {
-        Self::collect_all(&mut [(self, gradients)], target)
-    }
-
-    /// As [`Weights::collect`] for several forks of the same weights: every element's terms are
-    /// added in the order of `sources`.
-    ///
-    /// # Errors
-    /// As [`Weights::collect`].
     pub(crate) fn collect_all(
         sources: &mut [(&Weights, &mut Gradients)],
         target: Target,

@@ -28,9 +28,9 @@ impl Words<'_> {
 
 impl ManagerTower {
     /// Only masked tokens meet the vocabulary: the loss ignores the others.
-    pub(crate) fn score_words(
-        &self,
-        pass: &mut Pass,
+    pub(crate) fn score_words<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         head: &MlmHead,
         words: &Words,
     ) -> Result<Option<Scored>, ModelError> {

@@ -9,36 +9,13 @@ use belfry_model::{
 };
 
 mod tiny;
-use tiny::{TEXT_LEN, check_slope, enlarge, images, keys, texts, uneven, vqa, wide, with_threads};
+use tiny::{
+    TEXT_LEN, check_slope, enlarge, keys, retrieval_batch, uneven, vqa, wide, with_threads,
+};
 
 fn retrieval(task: Task) -> ManagerTower {
     let model = Model { task, ..vqa() };
     ManagerTower::new(&uneven(model), TEXT_LEN).unwrap()
-}
-
-/// Rows `first..first + pairs` of an endless batch; with words for `pretrain_itc`.
-fn retrieval_batch(first: usize, pairs: usize, words: bool) -> RetrievalBatch {
-    let mut batch = RetrievalBatch {
-        pairs,
-        text_len: TEXT_LEN,
-        ..RetrievalBatch::default()
-    };
-    for row in first..first + pairs {
-        let key = Key::new(row as u64, Purpose::Pack);
-        let (ids, mask) = texts(key, 1);
-        if words {
-            batch
-                .masked_ids
-                .extend(ids.iter().map(|id| if *id == ids[2] { 39 } else { *id }));
-            batch
-                .mlm_labels
-                .extend(ids.iter().map(|id| if *id == ids[2] { *id } else { -100 }));
-        }
-        batch.ids.extend(ids);
-        batch.text_mask.extend(mask);
-        batch.images.extend(images(key.with(1), 1));
-    }
-    batch
 }
 
 fn retrieve(

@@ -2,7 +2,6 @@
 //! golden file has: gradients are slopes, device batches and threads change nothing, refusals name
 //! the key.
 
-use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{
     ImageKind, Manager, ManagerQuery, ManagerWeight, Model, System, Task, TextKind,
 };
@@ -12,40 +11,9 @@ use belfry_model::{
 
 mod tiny;
 use tiny::{
-    ANSWERS, PAIRS, TEXT_LEN, check_slope, enlarge, images, keys, relative, texts, uneven, vqa,
-    wide, with_threads,
+    ANSWERS, TEXT_LEN, check_slope, classify_batch, enlarge, keys, relative, uneven, vqa, wide,
+    with_threads,
 };
-
-/// Micro-batches number `seed`, `seed + 1`, … for the model's task.
-fn classify_batch(task: Task, seed: u64, micro_batches: usize) -> ClassifyBatch {
-    let mut batch = ClassifyBatch {
-        micro_batches,
-        pairs: PAIRS,
-        text_len: TEXT_LEN,
-        ids: Vec::new(),
-        text_mask: Vec::new(),
-        images: vec![Vec::new(); if task == Task::Nlvr2 { 2 } else { 1 }],
-        labels: Labels::Classes(Vec::new()),
-    };
-    let (mut classes, mut scores) = (Vec::new(), Vec::new());
-    for micro in 0..micro_batches as u64 {
-        let key = Key::new(seed + micro, Purpose::Pack);
-        let (ids, mask) = texts(key, PAIRS);
-        batch.ids.extend(ids);
-        batch.text_mask.extend(mask);
-        for (k, all) in batch.images.iter_mut().enumerate() {
-            all.extend(images(key.with(k as u64), PAIRS));
-        }
-        classes.extend((0..PAIRS as u64).map(|i| key.with(9).below(i, 2) as i32));
-        let soft = |i| [0.0, 0.3, 1.0][key.with(8).below(i, 3) as usize];
-        scores.extend((0..PAIRS as u64 * u64::from(ANSWERS)).map(soft));
-    }
-    batch.labels = match task {
-        Task::Vqa => Labels::Scores(scores),
-        _ => Labels::Classes(classes),
-    };
-    batch
-}
 
 fn classify(
     tower: &ManagerTower,

@@ -2,41 +2,13 @@
 
 use std::sync::Arc;
 
-use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{ImageKind, ImageTower, Manager, Model, TextKind, TextTower};
 use belfry_model::{
     Device, Draws, ManagerTower, MicroBatchReport, ModelError, PretrainBatch, Weights,
 };
 
 mod tiny;
-use tiny::{PAIRS, TEXT_LEN, check_slope, enlarge, images, keys, model, relative, texts};
-
-/// Micro-batch number `seed`.
-fn micro_batch(seed: u64) -> PretrainBatch {
-    let key = Key::new(seed, Purpose::Pack);
-    let (ids, text_mask) = texts(key, PAIRS);
-    let chosen = |i: &usize| i % 4 == 1;
-    let label = |i: usize| if chosen(&i) { ids[i] } else { -100 };
-    let true_images = images(key.with(1), PAIRS);
-    // The first pair matches.
-    let mut itm_images = images(key.with(2), PAIRS);
-    let size = itm_images.len() / PAIRS;
-    itm_images[..size].copy_from_slice(&true_images[..size]);
-    PretrainBatch {
-        micro_batches: 1,
-        pairs: PAIRS,
-        text_len: TEXT_LEN,
-        mlm_labels: (0..ids.len()).map(label).collect(),
-        masked_ids: (0..ids.len())
-            .map(|i| if chosen(&i) { 39 } else { ids[i] })
-            .collect(),
-        ids,
-        text_mask,
-        images: true_images,
-        itm_images,
-        itm_labels: vec![1, 0],
-    }
-}
+use tiny::{TEXT_LEN, check_slope, enlarge, keys, micro_batch, model, relative};
 
 fn join(batches: &[PretrainBatch]) -> PretrainBatch {
     let mut all = batches[0].clone();

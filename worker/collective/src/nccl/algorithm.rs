@@ -60,10 +60,8 @@ pub fn all_reduce<F: Fabric>(
     let targets = vec![root(request.lanes)];
     let mut course = Course::new(fabric, request, group, targets, true)?;
     let (mut sum, mut hash) = (vec![0.0; request.len], Xxh3::new());
-    course.run(pulse, |_, range, values| {
-        hash_floats(&mut hash, values);
-        sum[range].copy_from_slice(values);
-    })?;
+    let sums = std::slice::from_mut(&mut sum);
+    course.run(pulse, sums, |values| hash_floats(&mut hash, values))?;
     let traffic = course.traffic;
     let kept = course.close();
     let on_device = kept.first().and_then(|b| fabric.lend(*b));
@@ -95,9 +93,7 @@ pub fn combine_to_leader<F: Fabric>(
         sums.resize(targets.len(), vec![0.0; request.len]);
     }
     let mut course = Course::new(fabric, request, group, targets.clone(), false)?;
-    course.run(pulse, |target, range, values| {
-        sums[target][range].copy_from_slice(values);
-    })?;
+    course.run(pulse, &mut sums, |_| {})?;
     let kept = course.close();
     kept.into_iter().for_each(|b| fabric.release(b));
     Ok(targets.into_iter().zip(sums).collect())
@@ -356,11 +352,13 @@ impl<'a, F: Fabric> Course<'a, F> {
         self.request.bounds(round * members).start..self.request.bounds(last).end
     }
 
-    /// Every round; `take` gets each target's floats of a round, in order, where they are wanted.
+    /// Every round; each target's floats come down into `sums`, where they are wanted, and are
+    /// shown as they come.
     fn run(
         &mut self,
         pulse: &Pulse,
-        mut take: impl FnMut(usize, Range<usize>, &[f32]),
+        sums: &mut [Vec<f32>],
+        mut seen: impl FnMut(&[f32]),
     ) -> Result<(), FabricError> {
         let (rounds, mut behind) = (self.rounds(), BTreeMap::new());
         for round in 0..=rounds {
@@ -380,7 +378,7 @@ impl<'a, F: Fabric> Course<'a, F> {
             // One round stays behind, so that the device has work while this thread hashes.
             while behind.len() > usize::from(round < rounds) {
                 if let Some((done, mark)) = behind.pop_first() {
-                    self.hand_over(done, mark, &mut take)?;
+                    self.hand_over(done, mark, sums, &mut seen)?;
                     pulse.beat();
                 }
             }
@@ -498,23 +496,20 @@ impl<'a, F: Fabric> Course<'a, F> {
         &mut self,
         round: usize,
         mark: F::Mark,
-        take: &mut impl FnMut(usize, Range<usize>, &[f32]),
+        sums: &mut [Vec<f32>],
+        seen: &mut impl FnMut(&[f32]),
     ) -> Result<(), FabricError> {
-        if !self.everybody && self.group.me > 0 {
-            return Ok(());
-        }
         let range = self.range(round);
-        let mut values = vec![0.0; range.len()];
         let mut mark = Some(mark);
-        for (i, (_, buffer)) in self.targets.iter().enumerate() {
+        for ((_, buffer), sum) in self.targets.iter().zip(sums) {
             // Behind the first wait a fresh mark is only later, never too early.
             let after = match mark.take() {
                 Some(mark) => mark,
                 None => self.fabric.mark()?,
             };
-            self.fabric
-                .download(after, span(*buffer, &range), &mut values)?;
-            take(i, range.clone(), &values);
+            let into = &mut sum[range.clone()];
+            self.fabric.download(after, span(*buffer, &range), into)?;
+            seen(into);
         }
         Ok(())
     }

@@ -18,8 +18,8 @@ use super::library::{NCCL, missing};
 use crate::floats::{DeviceFloats, DeviceOwner};
 use crate::transport::Wire;
 
-/// Floats of one pinned slot: 16 MiB, of which there are two each way.
-const SLOT_FLOATS: usize = 4 << 20;
+/// Floats of one pinned slot: 4 MiB, of which there are two each way.
+const SLOT_FLOATS: usize = 1 << 20;
 /// The oldest NCCL with non-blocking communicators.
 const VERSION_MIN: c_int = 2_14_00;
 /// What NCCL wants to see in a configuration.
@@ -38,6 +38,7 @@ struct Config {
 /// Opens fabrics on one GPU.
 pub struct CudaLinks {
     context: Arc<Context>,
+    version: c_int,
 }
 
 impl CudaLinks {
@@ -63,12 +64,17 @@ impl CudaLinks {
                 "NCCL {version} cannot be stopped while it waits; install 2.14 or newer"
             )));
         }
-        Ok(CudaLinks { context })
+        Ok(CudaLinks { context, version })
     }
 
     /// Identifies the GPU on any machine.
     pub fn unit(&self) -> &str {
         &self.context.unit
+    }
+
+    /// NCCL's, as it numbers itself; a ring's bits depend on it.
+    pub fn version(&self) -> i32 {
+        self.version
     }
 }
 

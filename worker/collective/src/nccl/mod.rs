@@ -15,6 +15,8 @@ mod library;
 
 #[cfg(test)]
 mod memory;
+#[cfg(all(test, feature = "nccl"))]
+mod on_stand_ins;
 #[cfg(test)]
 mod tests;
 
@@ -429,13 +431,17 @@ async fn watch(
             return (dead, "processes are gone".into());
         }
         let now = pulse.beats();
-        still = if now == beats { still + 1 } else { 0 };
+        if now == beats {
+            still += 1;
+        } else {
+            (still, waited) = (0, Duration::ZERO);
+        }
         beats = now;
         if beats > 0 && still > LOOKS_PER_SILENCE {
             let seconds = limits.silence_timeout.as_secs_f64();
             return (Vec::new(), format!("nothing moved for {seconds:.1} s"));
         }
-        if still > 0 && waited > limits.start_timeout {
+        if waited > limits.start_timeout {
             let seconds = limits.start_timeout.as_secs_f64();
             return (Vec::new(), format!("not everybody began in {seconds:.1} s"));
         }

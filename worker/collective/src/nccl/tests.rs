@@ -18,9 +18,9 @@ use crate::{
 };
 
 type Device = Arc<DeviceEndpoint<MemoryLinks>>;
-type Results = Vec<Result<Reduced, CollectiveError>>;
+pub(super) type Results = Vec<Result<Reduced, CollectiveError>>;
 
-const RINGS: [Wire; 2] = [Wire::F32, Wire::Bf16];
+pub(super) const RINGS: [Wire; 2] = [Wire::F32, Wire::Bf16];
 
 async fn devices(
     members: usize,
@@ -48,12 +48,18 @@ fn flat(hub: &Arc<Hub>, members: usize, order: SumOrder) -> Vec<DeviceLinks> {
     grouped(hub, vec![(0..members).collect()], order)
 }
 
-/// Links by rank.
 fn grouped(hub: &Arc<Hub>, groups: Vec<Vec<usize>>, order: SumOrder) -> Vec<DeviceLinks> {
-    let ids: Vec<Vec<u8>> = groups
-        .iter()
-        .map(|_| MemoryLinks(Arc::clone(hub)).new_id().expect("an id"))
-        .collect();
+    by_rank(&MemoryLinks(Arc::clone(hub)), groups, order)
+}
+
+/// Links by rank, under fresh ids.
+pub(super) fn by_rank(
+    links: &impl Links,
+    groups: Vec<Vec<usize>>,
+    order: SumOrder,
+) -> Vec<DeviceLinks> {
+    let id = |_: &Vec<usize>| links.new_id().expect("an id");
+    let ids: Vec<Vec<u8>> = groups.iter().map(id).collect();
     let members = groups.iter().map(Vec::len).sum();
     let of = |rank| {
         let own = groups.iter().position(|g| g.contains(&rank));
@@ -66,7 +72,11 @@ fn grouped(hub: &Arc<Hub>, groups: Vec<Vec<usize>>, order: SumOrder) -> Vec<Devi
     (0..members).map(of).collect()
 }
 
-async fn run(devices: &[Device], requests: Vec<Reduce<Floats>>, links: &[DeviceLinks]) -> Results {
+pub(super) async fn run<L: Links>(
+    devices: &[Arc<DeviceEndpoint<L>>],
+    requests: Vec<Reduce<Floats>>,
+    links: &[DeviceLinks],
+) -> Results {
     let mut tasks = Vec::new();
     for (rank, request) in requests.into_iter().enumerate() {
         let (device, links) = (Arc::clone(&devices[rank]), links[rank].clone());
@@ -79,7 +89,7 @@ async fn run(devices: &[Device], requests: Vec<Reduce<Floats>>, links: &[DeviceL
     results
 }
 
-fn numbered(requests: Vec<Reduce>, generation: u64) -> Vec<Reduce<Floats>> {
+pub(super) fn numbered(requests: Vec<Reduce>, generation: u64) -> Vec<Reduce<Floats>> {
     let numbered = |mut request: Reduce| {
         request.generation = generation;
         on_host(&request)
@@ -308,6 +318,23 @@ async fn a_dropped_exchange_blames_nobody_and_can_be_repeated() {
     assert!(error.ranks().is_empty(), "{error}");
 }
 
+/// What a ring that adds in the order of ranks gives.
+pub(super) fn ring_sum(nodes: &[Vec<LaneRange>], wire: Wire) -> Vec<f32> {
+    let carried = |x: f32| if wire == Wire::Bf16 { bf16(x) } else { x };
+    let held = |nodes: &Vec<LaneRange>| {
+        let sums = nodes.iter().map(|n| node_sum(*n, 613));
+        let sum = sums.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect());
+        let sum = sum.expect("every member has nodes").into_iter();
+        sum.map(carried).collect::<Vec<f32>>()
+    };
+    let add = |a: Vec<f32>, b: Vec<f32>| {
+        let pairs = a.iter().zip(b);
+        pairs.map(|(a, b)| carried(a + b)).collect::<Vec<f32>>()
+    };
+    let sum = nodes.iter().map(held).reduce(add).expect("members");
+    sum.into_iter().map(|x| x / DIVIDE_BY as f32).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ring_gives_all_members_the_same_bits_in_its_own_order() {
     for (wire, members) in RINGS.into_iter().flat_map(|w| [(w, 1), (w, 3), (w, 5)]) {
@@ -315,20 +342,7 @@ async fn a_ring_gives_all_members_the_same_bits_in_its_own_order() {
         let nodes = scattered(16, members);
         let ring = numbered(requests(16, 613, &nodes, &addrs), 1);
         let links = flat(&hub, members, SumOrder::Ring(wire));
-        let carried = |x: f32| if wire == Wire::Bf16 { bf16(x) } else { x };
-        let held = |nodes: &Vec<LaneRange>| {
-            let sums = nodes.iter().map(|n| node_sum(*n, 613));
-            let sum = sums.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect());
-            let sum = sum.expect("every member has nodes").into_iter();
-            sum.map(carried).collect::<Vec<f32>>()
-        };
-        let all = nodes.iter().map(held);
-        let add = |a: Vec<f32>, b: Vec<f32>| {
-            let pairs = a.iter().zip(b);
-            pairs.map(|(a, b)| carried(a + b)).collect::<Vec<f32>>()
-        };
-        let expected = all.reduce(add).expect("members").into_iter();
-        let expected: Vec<f32> = expected.map(|x| x / DIVIDE_BY as f32).collect();
+        let expected = ring_sum(&nodes, wire);
         for reduced in run(&devices, ring, &links).await {
             let reduced = reduced.expect("succeeds");
             assert_eq!(bits(&reduced.sum), bits(&expected), "{wire:?} {members}");

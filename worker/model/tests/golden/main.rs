@@ -21,6 +21,7 @@ mod updates;
 mod ways;
 
 use arrays::{distance, flat};
+use belfry_configs::Recompute;
 use belfry_model::resize_positions;
 use cases::{Case, Found, everything, golden_dirs};
 use runs::{Ask, Outcome, run};
@@ -232,6 +233,12 @@ fn check(case: &Case, way: Way) -> Reached {
         outputs::check_losses(case, &evaluated, &mut reached);
     }
     check_gradient(case, tower.table(), &trained, &mut reached);
+    let recomputing = tower.clone().recomputing(Recompute::Blocks);
+    let again = run(case, &recomputing, &params, Ask::Gradient, way);
+    if again.losses != trained.losses || again.gradient != trained.gradient {
+        let failure = "recomputation changes losses or gradients".to_owned();
+        reached.failures.push(failure);
+    }
     updates::check(case, &tower, params, way, &mut reached);
     reached
 }

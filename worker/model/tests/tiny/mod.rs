@@ -8,6 +8,7 @@ use belfry_configs::{
     Head, ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model, System, Task,
     TextKind, TextTower,
 };
+use belfry_model::{ClassifyBatch, Labels, PretrainBatch, RetrievalBatch};
 
 /// Tokens per caption.
 pub const TEXT_LEN: usize = 7;
@@ -167,4 +168,87 @@ pub fn wide(model: Model) -> Model {
     (model.text.hidden, model.image.hidden) = (256, 256);
     model.image.patch = 1;
     model
+}
+
+/// Micro-batch number `seed`.
+pub fn micro_batch(seed: u64) -> PretrainBatch {
+    let key = Key::new(seed, Purpose::Pack);
+    let (ids, text_mask) = texts(key, PAIRS);
+    let chosen = |i: &usize| i % 4 == 1;
+    let label = |i: usize| if chosen(&i) { ids[i] } else { -100 };
+    let true_images = images(key.with(1), PAIRS);
+    // The first pair matches.
+    let mut itm_images = images(key.with(2), PAIRS);
+    let size = itm_images.len() / PAIRS;
+    itm_images[..size].copy_from_slice(&true_images[..size]);
+    PretrainBatch {
+        micro_batches: 1,
+        pairs: PAIRS,
+        text_len: TEXT_LEN,
+        mlm_labels: (0..ids.len()).map(label).collect(),
+        masked_ids: (0..ids.len())
+            .map(|i| if chosen(&i) { 39 } else { ids[i] })
+            .collect(),
+        ids,
+        text_mask,
+        images: true_images,
+        itm_images,
+        itm_labels: vec![1, 0],
+    }
+}
+
+/// Micro-batches number `seed`, `seed + 1`, … for the model's task.
+pub fn classify_batch(task: Task, seed: u64, micro_batches: usize) -> ClassifyBatch {
+    let mut batch = ClassifyBatch {
+        micro_batches,
+        pairs: PAIRS,
+        text_len: TEXT_LEN,
+        ids: Vec::new(),
+        text_mask: Vec::new(),
+        images: vec![Vec::new(); if task == Task::Nlvr2 { 2 } else { 1 }],
+        labels: Labels::Classes(Vec::new()),
+    };
+    let (mut classes, mut scores) = (Vec::new(), Vec::new());
+    for micro in 0..micro_batches as u64 {
+        let key = Key::new(seed + micro, Purpose::Pack);
+        let (ids, mask) = texts(key, PAIRS);
+        batch.ids.extend(ids);
+        batch.text_mask.extend(mask);
+        for (k, all) in batch.images.iter_mut().enumerate() {
+            all.extend(images(key.with(k as u64), PAIRS));
+        }
+        classes.extend((0..PAIRS as u64).map(|i| key.with(9).below(i, 2) as i32));
+        let soft = |i| [0.0, 0.3, 1.0][key.with(8).below(i, 3) as usize];
+        scores.extend((0..PAIRS as u64 * u64::from(ANSWERS)).map(soft));
+    }
+    batch.labels = match task {
+        Task::Vqa => Labels::Scores(scores),
+        _ => Labels::Classes(classes),
+    };
+    batch
+}
+
+/// Rows `first..first + pairs` of an endless batch; with words for `pretrain_itc`.
+pub fn retrieval_batch(first: usize, pairs: usize, words: bool) -> RetrievalBatch {
+    let mut batch = RetrievalBatch {
+        pairs,
+        text_len: TEXT_LEN,
+        ..RetrievalBatch::default()
+    };
+    for row in first..first + pairs {
+        let key = Key::new(row as u64, Purpose::Pack);
+        let (ids, mask) = texts(key, 1);
+        if words {
+            batch
+                .masked_ids
+                .extend(ids.iter().map(|id| if *id == ids[2] { 39 } else { *id }));
+            batch
+                .mlm_labels
+                .extend(ids.iter().map(|id| if *id == ids[2] { *id } else { -100 }));
+        }
+        batch.ids.extend(ids);
+        batch.text_mask.extend(mask);
+        batch.images.extend(images(key.with(1), 1));
+    }
+    batch
 }
