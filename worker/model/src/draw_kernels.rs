@@ -245,4 +245,4 @@ fn cos_series(t2: f32, zero: u32) -> f32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

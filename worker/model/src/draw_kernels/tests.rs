@@ -66,7 +66,7 @@ fn a_host_has_no_kernels_and_a_training_device_gets_constants() {
 }
 
 #[cfg(feature = "cuda")]
-mod ptx {
+pub(crate) mod ptx {
     use std::collections::BTreeMap;
     use std::ffi::CStr;
     use std::sync::Arc;
@@ -83,7 +83,7 @@ mod ptx {
     use super::*;
 
     /// A GPU as far as a compiler asks.
-    fn properties() -> Arc<DeviceProperties> {
+    pub(crate) fn properties() -> Arc<DeviceProperties> {
         let hardware = HardwareProperties {
             load_width: 128,
             vector_register_count: None,
@@ -117,7 +117,7 @@ mod ptx {
     }
 
     /// What the driver would get for compute capability `arch`.
-    fn ptx(kernel: impl CubeKernel, arch: u32) -> String {
+    pub(crate) fn ptx(kernel: impl CubeKernel, arch: u32) -> String {
         let mut compiler = PlironCompiler {
             target: LlvmTarget::Nvptx,
         };

@@ -65,7 +65,7 @@ fn units(x: &CubeTensor) -> (CubeCount, CubeDim) {
 }
 
 #[cube(launch_unchecked)]
-fn forward_kernel(x: &[f32], out: &mut [f32], #[comptime] quick: bool) {
+pub(super) fn forward_kernel(x: &[f32], out: &mut [f32], #[comptime] quick: bool) {
     if ABSOLUTE_POS >= out.len() {
         terminate!();
     }
@@ -74,7 +74,12 @@ fn forward_kernel(x: &[f32], out: &mut [f32], #[comptime] quick: bool) {
 }
 
 #[cube(launch_unchecked)]
-fn backward_kernel(x: &[f32], gradient: &[f32], out: &mut [f32], #[comptime] quick: bool) {
+pub(super) fn backward_kernel(
+    x: &[f32],
+    gradient: &[f32],
+    out: &mut [f32],
+    #[comptime] quick: bool,
+) {
     if ABSOLUTE_POS >= out.len() {
         terminate!();
     }

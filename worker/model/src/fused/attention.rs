@@ -119,7 +119,7 @@ pub(super) fn backward(saved: &Saved, gradient: CubeTensor) -> CubeTensor {
 }
 
 #[cube(launch_unchecked)]
-fn forward_kernel<S: Float>(
+pub(super) fn forward_kernel<S: Float>(
     scores: &[S],
     mask: &[f32],
     keys: &[u64],
@@ -188,7 +188,7 @@ fn plus(score: f32, mask: &[f32], place: u32, #[comptime] masked: bool) -> f32 {
 }
 
 #[cube(launch_unchecked)]
-fn backward_kernel<S: Float>(
+pub(super) fn backward_kernel<S: Float>(
     probabilities: &[S],
     gradient: &[S],
     keys: &[u64],

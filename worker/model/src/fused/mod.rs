@@ -297,5 +297,7 @@ impl Backward<Cube, 1> for Activation {
     }
 }
 
+#[cfg(all(test, feature = "cuda"))]
+mod ptx_tests;
 #[cfg(test)]
 mod tests;

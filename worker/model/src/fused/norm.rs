@@ -196,7 +196,7 @@ fn units(out: &CubeTensor) -> (CubeCount, CubeDim) {
 }
 
 #[cube(launch_unchecked)]
-fn forward_kernel(
+pub(super) fn forward_kernel(
     x: &[f32],
     residual: &[f32],
     keys: &[u64],
@@ -275,7 +275,7 @@ fn forward_kernel(
 
 /// With `affine` the values are the norm's input, else they are normalised.
 #[cube(launch_unchecked)]
-fn backward_kernel(
+pub(super) fn backward_kernel(
     values: &[f32],
     stats: &[f32],
     scale: &[f32],
@@ -338,7 +338,7 @@ fn backward_kernel(
 
 /// Parts of the gradients of scale and shift; neighbouring units read neighbouring columns.
 #[cube(launch_unchecked)]
-fn columns_kernel(
+pub(super) fn columns_kernel(
     values: &[f32],
     stats: &[f32],
     gradient: &[f32],
@@ -370,7 +370,7 @@ fn columns_kernel(
 }
 
 #[cube(launch_unchecked)]
-fn fold_kernel(parts: &[f32], sums: &mut [f32], rows: u32, width: u32) {
+pub(super) fn fold_kernel(parts: &[f32], sums: &mut [f32], rows: u32, width: u32) {
     if ABSOLUTE_POS >= sums.len() {
         terminate!();
     }
