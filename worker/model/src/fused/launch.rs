@@ -1,8 +1,8 @@
 //! What all fused kernels need to start: rows of a tensor, draws of a dropout site, cubes for rows,
 //! and sums whose order is fixed.
 //!
-//! A row belongs to one cube; its units take every so-many-th element and meet in a tree over shared
-//! memory. Neither depends on timing. It refuses to know what is computed.
+//! A row belongs to one cube; its units take every so-many-th element and meet in a tree over
+//! shared memory. Neither depends on timing. It refuses to know what is computed.
 
 use belfry_configs::rng::Key;
 use burn::tensor::DType;

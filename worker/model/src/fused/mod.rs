@@ -1,10 +1,10 @@
 //! Layer norm, attention's softmax and activations as single kernels with their own backward, for
 //! devices that are not the host.
 //!
-//! Burn's fusion and autotune stay off, because they choose by timing and history; without them each
-//! elementwise operation reads and writes the whole tensor. These kernels do what `layers.rs` spells
-//! out for the host, up to rounding: they accumulate in f32 in an order that only sizes decide. They
-//! refuse to know layers and weights.
+//! Burn's fusion and autotune stay off, because they choose by timing and history; without them
+//! each elementwise operation reads and writes the whole tensor. These kernels do what `layers.rs`
+//! spells out for the host, up to rounding: they accumulate in f32 in an order that only sizes
+//! decide. They refuse to know layers and weights.
 
 mod activation;
 mod attention;

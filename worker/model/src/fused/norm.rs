@@ -241,12 +241,7 @@ pub(super) fn forward_kernel(
     let mut squares = 0.0f32;
     let mut i = UNIT_POS;
     while i < width {
-        let value = if comptime!(summed) {
-            sum[(first + i) as usize]
-        } else {
-            x[(x_first + i) as usize]
-        };
-        let centred = value - mean;
+        let centred = normed(x, x_first + i, &*sum, first + i, summed) - mean;
         squares += centred * centred;
         i += units;
     }
@@ -255,12 +250,7 @@ pub(super) fn forward_kernel(
 
     let mut i = UNIT_POS;
     while i < width {
-        let mut value = if comptime!(summed) {
-            sum[(first + i) as usize]
-        } else {
-            x[(x_first + i) as usize]
-        };
-        value = (value - mean) * inverse;
+        let mut value = (normed(x, x_first + i, &*sum, first + i, summed) - mean) * inverse;
         if comptime!(affine) {
             value = value * scale[i as usize] + shift[i as usize];
         }
@@ -270,6 +260,16 @@ pub(super) fn forward_kernel(
     if UNIT_POS == 0 {
         stats[(2 * row) as usize] = mean;
         stats[(2 * row + 1) as usize] = inverse;
+    }
+}
+
+/// What is normalised: `x`, or the sum that this unit wrote before.
+#[cube]
+fn normed(x: &[f32], x_place: u32, sum: &[f32], place: u32, #[comptime] summed: bool) -> f32 {
+    if comptime!(summed) {
+        sum[place as usize]
+    } else {
+        x[x_place as usize]
     }
 }
 
