@@ -147,7 +147,7 @@ pub fn passes(task: Task) -> u64 {
     }
 }
 
-/// A worker's memory at the peak of a training step on the host, in bytes, all f32: by what holds it.
+/// Memory of a worker at the peak of a training step on the host, in bytes, by what holds it; all f32.
 /// `trained` are the elements of all parameters, heads included; the device batch has `pairs` pairs.
 ///
 /// Passes run side by side, the image tower in several graphs. The first of those adds its gradients
