@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
-use belfry_model::size::{
-    Share, activation_bytes, modules, passes, state_bytes, total, training_activation_bytes,
-};
+use belfry_model::size::{Share, activation_bytes, modules, total, training_bytes};
 use clap::Args;
 
 /// Arguments of `belfry model`.
@@ -62,20 +60,13 @@ fn report(config: &ValidConfig, trained: u64) -> String {
     ));
     lines.push(String::new());
     let pairs = u64::from(config.batch.micro_batch) * u64::from(config.batch.device_batch);
-    let mut memory: Vec<(String, u64)> = state_bytes(trained)
-        .into_iter()
-        .map(|(name, bytes)| (name.to_owned(), bytes))
-        .collect();
-    memory.push((
-        format!(
-            "activations, {pairs} pairs, passes {}",
-            passes(config.model.task)
-        ),
-        training_activation_bytes(&config.model, config.data.text_len as usize, pairs),
-    ));
+    let (model, text_len) = (&config.model, config.data.text_len as usize);
+    let recompute = config.batch.recompute;
+    let mut memory = training_bytes(model, text_len, (pairs, trained), recompute);
     let sum = memory.iter().map(|(_, bytes)| bytes).sum();
-    memory.push(("training, about".into(), sum));
-    lines.push(format!("{:<32} {:>8}", "memory of a worker", "GB"));
+    memory.push(("peak of a step, about", sum));
+    let title = format!("worker on the host, {pairs} pairs");
+    lines.push(format!("{title:<32} {:>8}", "GB"));
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     lines.extend(
         memory
@@ -114,6 +105,40 @@ mod tests {
                 .expect("a row");
             let words: Vec<&str> = row.split_whitespace().collect();
             assert_eq!(words[1..3], [parameters, flops], "{text}");
+        }
+    }
+
+    /// Peaks of the second step in GB, on two cores of one machine. Memory follows sizes, so they
+    /// hold wherever the CPU backend runs; what a change of the model moves has to be measured anew.
+    #[test]
+    fn predicted_peaks_are_those_that_were_measured() {
+        let blocks = "batch.recompute=blocks";
+        for (settings, measured) in [
+            (&[][..], 10.92),
+            (&["batch.micro_batch=1"], 9.17),
+            (&["batch.micro_batch=4"], 15.06),
+            (&["batch.device_batch=2"], 15.09),
+            (&["model.cross_layers=2"], 7.92),
+            (&["model.cross_layers=8"], 12.62),
+            (&[blocks], 7.78),
+            (&[blocks, "batch.micro_batch=4"], 8.30),
+            (&[blocks, "model.cross_layers=8"], 8.61),
+        ] {
+            let small = ["batch.lanes=1", "batch.global_batch=8"];
+            let own = ["batch.micro_batch=2", "batch.device_batch=1"];
+            let config = config(&[&small, &own, settings].concat());
+            let (model, text_len) = (&config.model, config.data.text_len as usize);
+            let tower = ManagerTower::new(model, text_len).expect("its sizes fit");
+            let pairs = u64::from(config.batch.micro_batch * config.batch.device_batch);
+            let sizes = (pairs, tower.table().elements() as u64);
+            let bytes = training_bytes(model, text_len, sizes, config.batch.recompute);
+            let peak = bytes
+                .iter()
+                .map(|(_, bytes)| *bytes as f64 / 1e9)
+                .sum::<f64>();
+            let ratio = peak / measured;
+            println!("{settings:?}: {peak:.2} GB predicted, {measured:.2} measured, {ratio:.3}");
+            assert!((ratio - 1.0).abs() < 0.1, "{settings:?}: {bytes:?}");
         }
     }
 }

@@ -202,7 +202,7 @@ bits_of_steps() {
     heading "the same bits of $step_file"
     local pairs=$((2 * micro_batch)) status run
     for run in a b; do
-        step "step-bits-$run" "$pairs" 60 2
+        step "step-bits-$run" "$pairs" 60 2 --set precision.matmul=bf16
         status=$?
         if [ $status -ne 0 ]; then
             unless_well "bits: steps of $pairs pairs" $status "step-bits-$run"
@@ -243,6 +243,9 @@ nccl() {
     status=$?
     if [ $status -ne 0 ]; then
         unless_well "$label" $status run-nccl
+    elif grep -q 'sums go over TCP' "$out/run-nccl.err"; then
+        # The run goes on without links, to the same bits; then this proves nothing.
+        result "$label" FAILED "$(grep -m 1 -o 'sums go over TCP.*' "$out/run-nccl.err")"
     else
         alike "$label" "${one_worker:-}" "$hashes"
     fi
@@ -323,34 +326,41 @@ beside_torch() {
         "$(short "$rate") samples/s, peak $memory GiB; Belfry/PyTorch $(over "$ours" "$rate")"
 }
 
+# step_row PAIRS ARITHMETIC: samples per second in `ours`.
+step_row() {
+    local pairs=$1 arithmetic=$2 name="step-$1-$2" label="step, $1 pairs, $2" status peak
+    ours=
+    heading "$label"
+    step "$name" "$pairs" 60 "$steps" --warm-up 2 --set "precision.matmul=$arithmetic"
+    status=$?
+    if [ $status -ne 0 ]; then
+        unless_well "$label" $status "$name"
+        return
+    fi
+    cat "$out/$name.out"
+    ours=$(said "$name" samples_per_second)
+    peak=$(said "$name" device_peak_bytes)
+    [ -n "$peak" ] || peak=$(said "$name" host_peak_bytes)
+    result "$label" ok "$(short "$ours") samples/s, $(short "$(said "$name" tflops)") TFLOP/s, \
+MFU $(over "$(said "$name" mfu)" 1), peak $(in_gb "$peak")"
+}
+
 steps() {
-    local missing pairs name label arithmetic ours status
+    local missing pairs
     missing=$(no_torch)
     [ -z "$missing" ] || result "PyTorch" SKIPPED "$missing"
     for pairs in $sizes; do
-        arithmetic=bf16
-        name=step-$pairs label="step, $pairs pairs, $arithmetic"
-        heading "$label"
-        step "$name" "$pairs" 60 "$steps" --warm-up 2 --set "precision.matmul=$arithmetic"
-        status=$?
-        if [ $status -ne 0 ]; then
-            unless_well "$label" $status "$name"
-            continue
-        fi
-        cat "$out/$name.out"
-        ours=$(said "$name" samples_per_second)
-        local memory
-        memory=$(said "$name" device_peak_bytes)
-        [ -n "$memory" ] || memory=$(said "$name" host_peak_bytes)
-        result "$label" ok "$(short "$ours") samples/s, $(short "$(said "$name" tflops)") TFLOP/s, \
-MFU $(over "$(said "$name" mfu)" 1), peak $(in_gb "$memory")"
-        [ -z "$missing" ] || continue
+        step_row "$pairs" bf16
+        [ -z "$missing" ] && [ -n "$ours" ] || continue
         beside_torch "  PyTorch, $pairs pairs" "torch-$pairs" "$pairs" 60 "$ours"
         if [ "$pairs" = 32 ] || [ "$pairs" = 128 ]; then
             beside_torch "  PyTorch compiled, $pairs pairs" "compiled-$pairs" "$pairs" 90 "$ours" \
                 --compile
         fi
     done
+    # How much bf16 is worth.
+    case $device in cuda*) step_row "${sizes%% *}" tf32 ;; esac
+    step_row "${sizes%% *}" f32
 }
 
 timeline() {

@@ -85,7 +85,8 @@ pub enum Recompute {
     #[default]
     None,
     /// Each tower layer, transform and cross-modal layer: only their outputs stay, and one layer's
-    /// activations at a time come back. Costs a second forward pass.
+    /// activations at a time come back. Costs a second forward pass of them (about 1.3 times the
+    /// step's work); at BASE sizes a pair then takes 0.26 GB instead of 2.
     Blocks,
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use belfry_configs::{ValidConfig, load, load_str};
+use belfry_configs::{Recompute, ValidConfig, load, load_str};
 
 fn run_files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -108,6 +108,18 @@ fn weights_to_begin_with_are_files_and_never_downloads() {
     ] {
         let told = with(settings).expect_err("must be refused").to_string();
         assert!(told.contains(words), "`{words}` is not in: {told}");
+    }
+}
+
+#[test]
+fn what_is_recomputed_is_one_of_two_words() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let with = |value: &str| load(&path, &[format!("batch.recompute={value}")]);
+    assert_eq!(loaded("tiny.toml").batch.recompute, Recompute::None);
+    assert_eq!(with("blocks").unwrap().batch.recompute, Recompute::Blocks);
+    let told = with("layers").expect_err("must be refused").to_string();
+    for word in ["recompute", "layers", "none", "blocks"] {
+        assert!(told.contains(word), "`{word}` is not in: {told}");
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, Task, ValidConfig};
 use belfry_model::phase::{PHASES, Phase};
-use belfry_model::size::{modules, state_bytes, total, training_activation_bytes};
+use belfry_model::size::{modules, total, training_bytes};
 use belfry_model::{
     Device, Draws, Gradient, GradientSum, ManagerTower, PretrainBatch, PretrainReports, Weights,
     fill_normal,
@@ -197,10 +197,10 @@ impl Rehearsal {
 pub fn predicted_bytes(config: &ValidConfig) -> anyhow::Result<u64> {
     let text_len = config.data.text_len as usize;
     let tower = ManagerTower::new(&config.model, text_len)?;
-    let state = state_bytes(tower.table().elements() as u64);
-    let state: u64 = state.iter().map(|(_, bytes)| bytes).sum();
     let pairs = u64::from(config.batch.micro_batch) * u64::from(config.batch.device_batch);
-    Ok(state + training_activation_bytes(&config.model, text_len, pairs))
+    let sizes = (pairs, tower.table().elements() as u64);
+    let bytes = training_bytes(&config.model, text_len, sizes, config.batch.recompute);
+    Ok(bytes.iter().map(|(_, bytes)| bytes).sum())
 }
 
 /// A state of the configured size whose numbers are no zeros.

@@ -268,6 +268,7 @@ fn the_gpu_script_runs_through_and_ends_in_its_table() {
         ("PyTorch", "SKIPPED"),
         ("step, 2 pairs, bf16", "ok"),
         ("step, 4 pairs, bf16", "ok"),
+        ("step, 2 pairs, f32", "ok"),
     ] {
         assert_eq!(word(row), expected, "{row}\n{table}\n{said}");
     }

@@ -18,17 +18,12 @@ done_mark=$folder/.tracel-llvm-installed
 
 fail() { printf 'llvm.sh: %s\n' "$*" >&2; exit 1; }
 
-here=$(cd "$(dirname "$0")" && pwd)
-grep -qA1 'name = "tracel-llvm-bundler"' "$here/../../Cargo.lock" &&
-    grep -A1 'name = "tracel-llvm-bundler"' "$here/../../Cargo.lock" | grep -q "\"$bundle\"" ||
-    fail "Cargo.lock asks for another tracel-llvm-bundler than $bundle; change the versions here"
+lock=$(dirname "$0")/../../Cargo.lock
+grep -A1 'name = "tracel-llvm-bundler"' "$lock" | grep -qF "\"$bundle\"" ||
+    fail "$lock does not ask for tracel-llvm-bundler $bundle; change the versions in this script"
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "the wheels are for Linux on x86_64, not $(uname -sm)"
 
-# The archives are compressed with these two; the linker needs their development files.
-for library in z zstd; do
-    echo 'int main(void) { return 0; }' | cc -x c - "-l$library" -o /dev/null 2>/dev/null ||
-        fail "cannot link -l$library; on Debian: apt-get install zlib1g-dev libzstd-dev"
-done
+command -v c++ >/dev/null || fail "no c++: the build compiles a little C++ against LLVM"
 python=${PYTHON:-python3}
 "$python" -m pip --version >/dev/null 2>&1 || fail "no pip for $python; set PYTHON to one that has it"
 
@@ -56,6 +51,10 @@ PYTHON
 static=$work/mlc_llvm_static/static
 chmod +x "$static"/bin/*
 "$static/bin/llvm-config" --version >/dev/null || fail "llvm-config of the wheel does not run"
+# What LLVM itself links: the wheel brings both, so no packages of the system are needed.
+for library in libz.a libzstd.a; do
+    [ -e "$static/lib/$library" ] || fail "the wheel has no $library"
+done
 touch "$static/.tracel-llvm-installed"
 # One rename: an interrupted run leaves nothing that looks finished.
 mv "$static" "$folder"

@@ -225,12 +225,9 @@ pub(crate) mod tests {
     #[test]
     fn on_other_devices_products_and_gradients_keep_f32() {
         for device in devices() {
-            let matrices = [[300, 257], [257, 130], [300, 130]];
-            let batches = [[6, 40, 64], [6, 64, 40], [6, 40, 40]];
-            let heads = [[2, 3, 33, 17], [2, 3, 17, 65], [2, 3, 33, 65]];
-            check(matrices, &device);
-            check(batches, &device);
-            check(heads, &device);
+            // Small: the units of a cube meet in busy waits where they are threads of a processor.
+            check([[35, 33], [33, 20], [35, 20]], &device);
+            check([[1, 2, 9, 17], [1, 2, 17, 10], [1, 2, 9, 10]], &device);
         }
     }
 

@@ -7,10 +7,11 @@
 //! counted like the rest: the numbers are the model's, not this implementation's.
 
 use belfry_configs::{
-    ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model, System, Task, TextKind,
-    TextTower,
+    ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model, Recompute, System, Task,
+    TextKind, TextTower,
 };
 
+use crate::shared_images::graphs;
 use crate::transform::Tower;
 
 /// Multiply-accumulates that one element of a layer norm counts for, scale and shift included. What
@@ -23,6 +24,7 @@ const IMAGE_MLP_RATIO: u64 = 4;
 /// Rows of the table that see each distinct image once.
 const IMAGE_TOWER: &str = "image tower";
 const IMAGE_TRANSFORM: &str = "image transform";
+const UNUSED: &str = "unused";
 /// Bytes of an f32.
 const F32: u64 = 4;
 
@@ -99,12 +101,7 @@ struct Counted<'a> {
 
 /// Shares by module, in the order of a forward pass over one pair with `text_len` tokens.
 pub fn modules(model: &Model, text_len: usize) -> Vec<ModuleSize> {
-    let grid = u64::from(model.image.size / model.image.patch);
-    let counted = Counted {
-        model,
-        lengths: [text_len as u64, grid * grid + 1],
-        width: model.hidden.into(),
-    };
+    let counted = Counted::new(model, text_len);
     let [text, image] = counted.lengths;
     let (text_tower, image_tower) = (Tower::text(model), Tower::image(model));
     let row = |name, share| ModuleSize { name, share };
@@ -128,23 +125,13 @@ pub fn modules(model: &Model, text_len: usize) -> Vec<ModuleSize> {
             "poolers",
             linear(1, counted.width, counted.width) * 2 + kept(2 * counted.width),
         ),
-        row("unused", counted.unused()),
+        row(UNUSED, counted.unused()),
     ]
 }
 
 /// The whole.
 pub fn total(modules: &[ModuleSize]) -> Share {
     modules.iter().map(|module| module.share).sum()
-}
-
-/// Bytes that training holds for `parameters` elements, all f32.
-pub fn state_bytes(parameters: u64) -> [(&'static str, u64); 4] {
-    [
-        ("parameters", F32 * parameters),
-        ("AdamW's moments", 2 * F32 * parameters),
-        ("gradient", F32 * parameters),
-        ("gradients of the graphs", F32 * parameters),
-    ]
 }
 
 /// Bytes of a share's activations, of one pair.
@@ -160,20 +147,60 @@ pub fn passes(task: Task) -> u64 {
     }
 }
 
-/// Bytes of all activations of a training step over a device batch of `pairs` pairs. The passes of
-/// pre-training share the images of matching pairs.
-pub fn training_activation_bytes(model: &Model, text_len: usize, pairs: u64) -> u64 {
-    let passes = passes(model.task);
-    let images = match model.task {
-        Task::Pretrain => pairs + pairs.div_ceil(2),
-        _ => passes * pairs,
-    };
+/// Memory of a worker at the peak of a training step on the host, in bytes, by what holds it; all f32.
+/// `trained` are the elements of all parameters, heads included; the device batch has `pairs` pairs.
+///
+/// Passes run side by side, the image tower in several graphs. The first of those adds its gradients
+/// to the sum as they come, the others' wait for it.
+pub fn training_bytes(
+    model: &Model,
+    text_len: usize,
+    (pairs, trained): (u64, u64),
+    recompute: Recompute,
+) -> Vec<(&'static str, u64)> {
     let modules = modules(model, text_len);
-    let of = |module: &ModuleSize| match module.name {
-        IMAGE_TOWER | IMAGE_TRANSFORM => images * activation_bytes(module.share),
-        _ => passes * pairs * activation_bytes(module.share),
+    let share = |name: &str| {
+        let named = modules.iter().filter(|module| module.name == name);
+        total(&named.cloned().collect::<Vec<_>>())
     };
-    modules.iter().map(of).sum()
+    let whole = total(&modules);
+    let image = share(IMAGE_TOWER) + share(IMAGE_TRANSFORM);
+    let counted = Counted::new(model, text_len);
+    let passes = passes(model.task);
+    // The passes of pre-training run side by side and share the images of matching pairs.
+    let (images, beside) = match model.task {
+        Task::Pretrain => (pairs + pairs.div_ceil(2), 2),
+        _ => (passes * pairs, 1),
+    };
+    let tables = counted.text_tables(&model.text);
+    let pass = whole.parameters - image.parameters - share(UNUSED).parameters - tables;
+    let graphs = graphs(images as usize, true) as u64;
+    let waiting = ((beside - 1) * pass).max((graphs - 1) * image.parameters);
+    // The heads are one graph, the largest there is.
+    let under_way = trained - whole.parameters;
+    let block = counted.largest_block(&modules);
+    let mut rows = vec![
+        ("parameters", trained),
+        ("AdamW's moments", 2 * trained),
+        ("gradient", trained),
+        ("gradients on their way to it", waiting + under_way),
+    ];
+    match recompute {
+        Recompute::None => {
+            let of_pass = whole.activations - image.activations;
+            let kept = passes * pairs * of_pass + images * image.activations;
+            rows.push(("activations", kept));
+        }
+        Recompute::Blocks => {
+            let [of_pass, of_image] = counted.between_blocks();
+            let kept = passes * pairs * of_pass + images * of_image;
+            rows.push(("activations between blocks", kept));
+            rows.push(("blocks that run again", beside * pairs * block));
+        }
+    }
+    // About as large as the activations that they belong to.
+    rows.push(("gradients inside blocks", beside * pairs * block));
+    rows.into_iter().map(|(what, n)| (what, F32 * n)).collect()
 }
 
 /// `[rows, inputs] x [inputs, outputs] + bias`.
@@ -244,19 +271,75 @@ fn mask(rows: u64, width: u64, dropout: bool) -> Share {
     kept(if dropout { rows * width } else { 0 })
 }
 
-impl Counted<'_> {
+impl<'a> Counted<'a> {
+    fn new(model: &'a Model, text_len: usize) -> Self {
+        let grid = u64::from(model.image.size / model.image.patch);
+        Counted {
+            model,
+            lengths: [text_len as u64, grid * grid + 1],
+            width: model.hidden.into(),
+        }
+    }
+
+    /// Elements of the look-up tables, whose gradients are rows.
+    fn text_tables(&self, tower: &TextTower) -> u64 {
+        (u64::from(tower.vocab) + u64::from(tower.positions)) * u64::from(tower.hidden)
+    }
+
+    /// Elements that stand between the blocks of one pass over one pair, and of one image's way
+    /// through its tower: what segments begin with, and the small graphs in front of the towers.
+    fn between_blocks(&self) -> [u64; 2] {
+        let (model, width) = (self.model, self.width);
+        let [text_len, image_len] = self.lengths;
+        let (text, image) = (Tower::text(model), Tower::image(model));
+        let experts = [text, image].map(|tower| u64::from(tower.experts(model)));
+        let experts = experts[0] * text_len + experts[1] * image_len;
+        // Managers normalise the experts once for all; images that passes share are copied for each.
+        let normalised = u64::from(model.system == System::ManagerTower) * experts;
+        let own = u64::from(text.experts(model)) * text_len;
+        let copied = u64::from(image.experts(model)) * image_len;
+        let layers = u64::from(model.cross_layers) * (text_len + image_len);
+        let embeddings = 4 * text_len * u64::from(text.hidden);
+        let text_layers = u64::from(text.layers) * text_len * u64::from(text.hidden);
+        let pass = embeddings + text_layers + (own + copied + normalised + layers) * width;
+        let patch = u64::from(model.image.patch);
+        let patches = (image_len - 1) * 3 * patch * patch;
+        let outputs = 3 + u64::from(image.layers + image.looked_at(model));
+        let image = patches + outputs * image_len * u64::from(image.hidden) + copied * width;
+        [pass, image]
+    }
+
+    /// Activations of the largest block of one pair: a layer of a tower, or a cross-modal layer with
+    /// its managers, of average size.
+    fn largest_block(&self, modules: &[ModuleSize]) -> u64 {
+        let layers = |name: &str| match name {
+            "text tower" => Some((0, self.model.text.layers)),
+            IMAGE_TOWER => Some((1, self.model.image.layers)),
+            name if name.contains("managers") || name.contains("cross layers") => {
+                Some((2, self.model.cross_layers))
+            }
+            _ => None,
+        };
+        let mut blocks = [0; 3];
+        for module in modules {
+            if let Some((block, count)) = layers(module.name) {
+                blocks[block] += module.share.activations / u64::from(count);
+            }
+        }
+        blocks.into_iter().max().unwrap_or(0)
+    }
+
     fn text_tower(&self, tower: &TextTower) -> Share {
         let (length, width) = (self.lengths[0], u64::from(tower.hidden));
         let types = match tower.kind {
             TextKind::Roberta => 1,
             TextKind::Bert => 2,
         };
-        let rows = u64::from(tower.vocab) + u64::from(tower.positions) + types;
         let dropout = self.model.dropout > 0.0;
         let layer = attention(length, length, width, tower.heads.into(), dropout)
             + feed_forward(length, width, tower.intermediate.into(), 1, dropout)
             + norm(length, width) * 2;
-        held(rows * width)
+        held(self.text_tables(tower) + types * width)
             + norm(length, width)
             + mask(length, width, dropout)
             + layer * tower.layers.into()
