@@ -108,21 +108,21 @@ mod tests {
         }
     }
 
-    /// Peaks of the second step in GB, on two cores of one machine. Memory follows sizes, so they
+    /// Peaks of `belfry bench step` in GB, on two cores of one machine. Memory follows sizes, so they
     /// hold wherever the CPU backend runs; what a change of the model moves has to be measured anew.
     #[test]
     fn predicted_peaks_are_those_that_were_measured() {
         let blocks = "batch.recompute=blocks";
         for (settings, measured) in [
-            (&[][..], 10.92),
-            (&["batch.micro_batch=1"], 9.17),
-            (&["batch.micro_batch=4"], 15.06),
-            (&["batch.device_batch=2"], 15.09),
-            (&["model.cross_layers=2"], 7.92),
-            (&["model.cross_layers=8"], 12.62),
-            (&[blocks], 7.78),
-            (&[blocks, "batch.micro_batch=4"], 8.30),
-            (&[blocks, "model.cross_layers=8"], 8.61),
+            (&[][..], 12.04),
+            (&["batch.micro_batch=1"], 10.45),
+            (&["batch.micro_batch=4"], 16.31),
+            (&["batch.device_batch=2"], 16.33),
+            (&["model.cross_layers=2"], 9.21),
+            (&["model.cross_layers=8"], 15.01),
+            (&[blocks], 9.86),
+            (&[blocks, "batch.micro_batch=4"], 9.86),
+            (&[blocks, "model.cross_layers=8"], 10.71),
         ] {
             let small = ["batch.lanes=1", "batch.global_batch=8"];
             let own = ["batch.micro_batch=2", "batch.device_batch=1"];

@@ -151,7 +151,8 @@ pub fn passes(task: Task) -> u64 {
 /// `trained` are the elements of all parameters, heads included; the device batch has `pairs` pairs.
 ///
 /// Passes run side by side, the image tower in several graphs. The first of those adds its gradients
-/// to the sum as they come, the others' wait for it.
+/// to the sum as they come, the others' wait for it. What the workers sum stands behind the lanes'
+/// own gradient, and its memory is kept from step to step.
 pub fn training_bytes(
     model: &Model,
     text_len: usize,
@@ -182,8 +183,9 @@ pub fn training_bytes(
     let mut rows = vec![
         ("parameters", trained),
         ("AdamW's moments", 2 * trained),
-        ("gradient", trained),
+        ("gradient of the lanes", trained),
         ("gradients on their way to it", waiting + under_way),
+        ("gradient of all workers", trained),
     ];
     match recompute {
         Recompute::None => {
