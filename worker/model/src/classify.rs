@@ -17,7 +17,8 @@ use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::Weights;
 
 impl ManagerTower {
-    /// Adds the gradient of the sum of the micro-batches' mean losses to `gradient`, and reports each micro-batch. `draws` holds one key per micro-batch.
+    /// Adds the gradient of the sum of the micro-batches' mean losses to `gradient`, and reports each
+    /// micro-batch. `draws` holds one key per micro-batch.
     ///
     /// # Errors
     /// [`ModelError`] if model, batch, draws or vectors do not fit, before anything is computed.

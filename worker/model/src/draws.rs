@@ -42,8 +42,8 @@ pub(crate) fn noise_std(experts: usize) -> f32 {
     1.0 / experts as f32
 }
 
-/// Dropout multipliers from the keys of a site: 0 with probability `rate`, else 1/(1-rate). `len` is divided evenly among
-/// the micro-batches.
+/// Dropout multipliers from the keys of a site: 0 with probability `rate`, else 1/(1-rate). `len` is
+/// divided evenly among the micro-batches.
 pub(crate) fn dropout_mask(keys: &[Key], rate: f32, len: usize) -> Vec<f32> {
     let scale = 1.0 / (1.0 - rate);
     let mut mask = vec![0.0f32; len];
