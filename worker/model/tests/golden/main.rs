@@ -25,7 +25,7 @@ use belfry_configs::Recompute;
 use belfry_model::resize_positions;
 use cases::{Case, Found, everything, golden_dirs};
 use runs::{Ask, Outcome, run};
-use ways::{APART, PLAIN, Way};
+use ways::{Way, apart, plain};
 
 /// Largest absolute error of an intermediate tensor.
 const OUTPUT_TOLERANCE: f64 = 5e-5;
@@ -159,7 +159,7 @@ fn every_case_is_the_authors() {
     let mut reached = Vec::new();
     for found in everything() {
         match found {
-            Found::Training(case) => reached.push(check(&case, PLAIN)),
+            Found::Training(case) => reached.push(check(&case, plain())),
             Found::Rerank(case) => reached.push(outputs::check_rerank(&case)),
             Found::Tower(case) => reached.push(towers::check(&case)),
             _ => {}
@@ -173,7 +173,7 @@ fn every_case_is_the_authors() {
 #[test]
 fn every_case_is_the_authors_where_nothing_crosses_to_the_host() {
     let training = everything().into_iter().filter_map(|found| match found {
-        Found::Training(case) => Some(check(&case, APART)),
+        Found::Training(case) => Some(check(&case, apart())),
         _ => None,
     });
     print_and_judge(&training.collect::<Vec<Reached>>());

@@ -1,5 +1,9 @@
 //! The ways in which a case can be computed: on which device, with losses and gradients on the host
 //! or not, in which arithmetic.
+//!
+//! `BELFRY_GOLDEN_MATMUL=tf32` asks parity of the library's own products: on a GPU those of tensor
+//! cores, which miss the tolerances; on CubeCL's processor runtime plain f32 ones, which are much
+//! faster there than exact ones.
 
 use belfry_configs::Matmul;
 use belfry_model::{ManagerTower, Weights};
@@ -26,16 +30,25 @@ pub struct Way {
 }
 
 /// What parity is asked of.
-pub const PLAIN: Way = Way {
-    matmul: Matmul::F32,
-    apart: false,
-};
+pub fn plain() -> Way {
+    let matmul = match std::env::var("BELFRY_GOLDEN_MATMUL").as_deref() {
+        Err(_) | Ok("f32") => Matmul::F32,
+        Ok("tf32") => Matmul::Tf32,
+        Ok(other) => panic!("BELFRY_GOLDEN_MATMUL={other} is neither f32 nor tf32"),
+    };
+    Way {
+        matmul,
+        apart: false,
+    }
+}
 
 /// The way of GPUs.
-pub const APART: Way = Way {
-    apart: true,
-    ..PLAIN
-};
+pub fn apart() -> Way {
+    Way {
+        apart: true,
+        ..plain()
+    }
+}
 
 impl Way {
     /// Every thread has its own: see [`Weights`].
@@ -89,7 +102,10 @@ fn bf16_stays_near_f32() {
 fn compute(case: &Case, matmul: Matmul) -> Outcome {
     let tower = case.tower();
     let params = flat(tower.table(), &case.model, "param");
-    let way = Way { matmul, ..PLAIN };
+    let way = Way {
+        matmul,
+        apart: false,
+    };
     run(case, &tower, &params, Ask::Gradient, way)
 }
 
