@@ -216,6 +216,18 @@ pub enum Manager {
     CrossAttention,
 }
 
+impl Manager {
+    /// All of them.
+    pub const ALL: [Manager; 6] = [
+        Manager::SaeJoint,
+        Manager::SaeSplit,
+        Manager::Saue,
+        Manager::Aaue,
+        Manager::ConcatAttention,
+        Manager::CrossAttention,
+    ];
+}
+
 /// What an adaptive manager looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

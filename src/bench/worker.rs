@@ -16,7 +16,7 @@ use belfry_model::{
     fill_normal,
 };
 use belfry_proto::{LaneRange, v1};
-use belfry_worker::held::{HeldState, Place};
+use belfry_worker::held::{HeldState, Place, StepWeights};
 use belfry_worker::open_device;
 use belfry_worker::optimizer::AdamW;
 use belfry_worker::partials::Partials;
@@ -35,8 +35,7 @@ pub struct Rehearsal {
     tower: ManagerTower,
     optimizer: AdamW,
     state: Arc<HeldState>,
-    /// Of a device of its own: the leaves of one step.
-    weights: Option<(u64, Weights)>,
+    weights: StepWeights,
     /// Device batches of one lane; every lane has the same.
     batches: Vec<PretrainBatch>,
     lanes: u32,
@@ -70,7 +69,7 @@ impl Rehearsal {
             optimizer: optimizer(config, &tower),
             batches: lane_batches(config),
             state: Arc::new(state),
-            weights: None,
+            weights: StepWeights::default(),
             config: config.clone(),
             device,
             tower,
@@ -148,21 +147,10 @@ impl Rehearsal {
         Ok(())
     }
 
-    /// As the worker has them: read in place on the host, else made once per step.
     fn weights(&mut self) -> anyhow::Result<Weights> {
-        let step = self.state.step();
-        if let Some((made, weights)) = &self.weights
-            && *made == step
-        {
-            return Ok(weights.clone());
-        }
-        self.weights = None;
         let (table, matmul) = (self.tower.table(), self.config.precision.matmul);
-        let weights = self.state.weights(table, &self.device, matmul)?;
-        if !weights.on_host() {
-            self.weights = Some((step, weights.clone()));
-        }
-        Ok(weights)
+        let weights = self.weights.of(&self.state, table, &self.device, matmul);
+        Ok(weights?)
     }
 
     /// Pairs of a step.

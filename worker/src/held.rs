@@ -62,6 +62,42 @@ pub enum HeldState {
     Device(Box<DeviceState>),
 }
 
+/// The weights of a state, for whoever computes several lanes of its step. In host memory they are
+/// read where they are and must be dropped before the update, so nothing is kept; a device's leaves
+/// are made once per step, and freed before the next are made: two sets never stand side by side.
+#[derive(Debug, Default)]
+pub struct StepWeights {
+    /// Of a device of its own.
+    made: Option<(u64, Weights)>,
+}
+
+impl StepWeights {
+    /// See [`HeldState::weights`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of(
+        &mut self,
+        state: &Arc<HeldState>,
+        table: &ParamTable,
+        device: &Device,
+        matmul: Matmul,
+    ) -> Result<Weights, ModelError> {
+        let step = state.step();
+        if let Some((made, weights)) = &self.made
+            && *made == step
+        {
+            return Ok(weights.clone());
+        }
+        self.made = None;
+        let weights = state.weights(table, device, matmul)?;
+        if !weights.on_host() {
+            self.made = Some((step, weights.clone()));
+        }
+        Ok(weights)
+    }
+}
+
 /// Flat parameters and moments on a device.
 #[derive(Debug)]
 pub struct DeviceState {

@@ -15,8 +15,8 @@ use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, ValidConfig};
 use belfry_data::{DataPlane, HostBatch, Split};
 use belfry_model::{
-    Device, Draws, GradientSum, ManagerTower, MicroBatchReport, PretrainBatch, PretrainReports,
-    Weights,
+    Device, Draws, GradientSum, ManagerTower, MicroBatchReport, ModelError, PretrainBatch,
+    PretrainReports, Weights,
 };
 use belfry_proto::v1;
 use tokio::sync::mpsc::Sender;
@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::core::{Event, LateReports};
 use crate::device;
 use crate::error::WorkerError;
-use crate::held::{HeldState, Place};
+use crate::held::{HeldState, Place, StepWeights};
 
 /// Jobs that may wait for the compute thread: one lane, and what comes between lanes.
 const JOBS_MAX: usize = 8;
@@ -88,7 +88,7 @@ impl Compute {
             data: Arc::clone(&data),
             model: Arc::clone(&model),
             device,
-            weights: None,
+            weights: StepWeights::default(),
             waiting: Waiting::default(),
         };
         std::thread::Builder::new()
@@ -132,8 +132,7 @@ struct Room {
     data: Arc<DataPlane>,
     model: Arc<ManagerTower>,
     device: Device,
-    /// Of a device of its own: the leaves of one step.
-    weights: Option<(u64, Weights)>,
+    weights: StepWeights,
     waiting: Waiting,
 }
 
@@ -162,11 +161,7 @@ impl Waiting {
         for lane in lanes {
             let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
             if let Some((mut report, parts)) = self.unread.remove(lane) {
-                for part in parts {
-                    for one in &part.read().map_err(|e| at(&e))? {
-                        add_report(&mut report, one);
-                    }
-                }
+                read_reports(&mut report, parts).map_err(|e| at(&e))?;
                 self.read.insert(*lane, report);
             }
             let report = self.read.get(lane).filter(|_| self.step == step);
@@ -206,24 +201,10 @@ impl Room {
         }
     }
 
-    /// The weights of `state`. In host memory they are dropped with the lane, because the update
-    /// happens in place; a device of its own makes leaves of them once per step.
     fn weights(&mut self, state: &Arc<HeldState>) -> Result<Weights, String> {
-        let step = state.step();
-        if let Some((made, weights)) = &self.weights
-            && *made == step
-        {
-            return Ok(weights.clone());
-        }
-        // Freed before the next are made: two sets never stand side by side.
-        self.weights = None;
-        let matmul = self.config.precision.matmul;
-        let weights = state.weights(self.model.table(), &self.device, matmul);
-        let weights = weights.map_err(|e| format!("step {step}: {e}"))?;
-        if !weights.on_host() {
-            self.weights = Some((step, weights.clone()));
-        }
-        Ok(weights)
+        let (table, matmul) = (self.model.table(), self.config.precision.matmul);
+        let weights = self.weights.of(state, table, &self.device, matmul);
+        weights.map_err(|e| format!("step {}: {e}", state.step()))
     }
 
     fn lane(&mut self, lane: u32, state: &Arc<HeldState>) -> Result<Event, String> {
@@ -259,11 +240,7 @@ impl Room {
         report.pairs_digest = pairs.digest128().to_le_bytes().to_vec();
         let mut seconds = 0.0;
         if weights.on_host() {
-            for part in reports {
-                for one in &part.read().map_err(|e| at(&e))? {
-                    add_report(&mut report, one);
-                }
-            }
+            read_reports(&mut report, reports).map_err(|e| at(&e))?;
             seconds = begun.elapsed().as_secs_f64();
         } else {
             self.waiting.begin(step, begun);
@@ -305,6 +282,19 @@ impl Room {
             error: String::new(),
         })
     }
+}
+
+/// Adds what the device says of a lane's device batches, in their order.
+fn read_reports(
+    report: &mut v1::LaneReport,
+    parts: Vec<PretrainReports>,
+) -> Result<(), ModelError> {
+    for part in parts {
+        for one in &part.read()? {
+            add_report(report, one);
+        }
+    }
+    Ok(())
 }
 
 fn add_report(sum: &mut v1::LaneReport, one: &MicroBatchReport) {

@@ -303,7 +303,8 @@ fn select(rows: &Tensor<2>, places: &[usize]) -> Tensor<2> {
     rows.clone().select(0, indices)
 }
 
-fn add(sum: &mut [f32], terms: &[f32]) {
+/// Element by element, on the host.
+pub(crate) fn add(sum: &mut [f32], terms: &[f32]) {
     for (sum, term) in sum.iter_mut().zip(terms) {
         *sum += term;
     }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use belfry_configs::Matmul;
 
 use crate::error::ModelError;
-use crate::gradient::{DeviceSum, Target, Term};
+use crate::gradient::{DeviceSum, Target, Term, add};
 use crate::params::{ParamEntry, ParamId, ParamTable, Residence};
 use crate::phase::phase;
 use crate::product::Products;
@@ -475,12 +475,6 @@ fn scatter_rows(sum: &mut [f32], rows: &[f32], ids: &[i32], skip: Option<i32>) {
             let start = *id as usize * width;
             add(&mut sum[start..start + width], row);
         }
-    }
-}
-
-fn add(sum: &mut [f32], terms: &[f32]) {
-    for (sum, term) in sum.iter_mut().zip(terms) {
-        *sum += term;
     }
 }
 

@@ -7,9 +7,7 @@ use belfry_model::{
     Device, Inspection, ManagerTower, Modality, ModelError, Part, Source, WeightRow, Weights,
 };
 
-mod base;
 mod tiny;
-use base::MANAGERS;
 use tiny::{PAIRS, TEXT_LEN, enlarge, images, model, texts};
 
 /// Captions with their mask, and images.
@@ -46,7 +44,7 @@ fn sum(rows: &[WeightRow], side: Modality, layer: u32, experts: bool) -> f64 {
 
 #[test]
 fn the_weights_under_one_softmax_sum_to_one() {
-    for manager in MANAGERS {
+    for manager in Manager::ALL {
         let model = Model {
             manager,
             cross_layers: 3,

@@ -256,14 +256,7 @@ fn every_manager_is_its_formula() {
         images: vec![images(key.with(1), PAIRS)],
         labels: Labels::Scores(vec![0.5; PAIRS * ANSWERS as usize]),
     };
-    for manager in [
-        SaeJoint,
-        SaeSplit,
-        Saue,
-        Aaue,
-        ConcatAttention,
-        CrossAttention,
-    ] {
+    for manager in Manager::ALL {
         for manager_query in [ManagerQuery::Visual, ManagerQuery::Fused] {
             for manager_weight in [ManagerWeight::Scalar, ManagerWeight::Vector] {
                 if manager == ConcatAttention && manager_weight == ManagerWeight::Scalar {

@@ -102,15 +102,7 @@ fn every_task_of_every_system_keeps_its_bits() {
 
 #[test]
 fn every_manager_and_backbone_keeps_its_bits() {
-    use Manager::*;
-    for manager in [
-        SaeJoint,
-        SaeSplit,
-        Saue,
-        Aaue,
-        ConcatAttention,
-        CrossAttention,
-    ] {
+    for manager in Manager::ALL {
         let model = Model {
             task: Task::Pretrain,
             manager,

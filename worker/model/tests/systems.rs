@@ -52,14 +52,7 @@ fn check_classifier(what: &str, model: &Model, parts: &[&str]) {
 #[test]
 fn every_manager_has_the_slope_of_its_loss() {
     use Manager::*;
-    for manager in [
-        SaeJoint,
-        SaeSplit,
-        Saue,
-        Aaue,
-        ConcatAttention,
-        CrossAttention,
-    ] {
+    for manager in Manager::ALL {
         let adaptive = matches!(manager, Aaue | ConcatAttention | CrossAttention);
         let queries = match adaptive {
             true => &[ManagerQuery::Visual, ManagerQuery::Fused][..],

@@ -1,21 +1,8 @@
-//! The BASE model of the run files, and every manager.
-
-// Each test binary uses its own part of this.
-#![allow(dead_code)]
+//! The BASE model of the run files.
 
 use std::path::Path;
 
-use belfry_configs::{Manager, Model};
-
-/// Every manager of the paper.
-pub const MANAGERS: [Manager; 6] = [
-    Manager::SaeJoint,
-    Manager::SaeSplit,
-    Manager::Saue,
-    Manager::Aaue,
-    Manager::ConcatAttention,
-    Manager::CrossAttention,
-];
+use belfry_configs::Model;
 
 /// ManagerTower BASE as `configs/pretrain-4m.toml` has it (model_spec 1), at this image size.
 pub fn base(image_size: u32) -> Model {
