@@ -5,6 +5,7 @@
 //! wrong: batch arithmetic, model sizes, schedule.
 
 mod collective;
+mod data;
 mod init;
 mod layers;
 mod model;
@@ -14,6 +15,7 @@ mod run_config;
 mod validate;
 
 pub use collective::{Collective, Transport, Wire};
+pub use data::*;
 pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
 pub use model::*;

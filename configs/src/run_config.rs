@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::collective::Collective;
+use crate::data::Data;
 use crate::init::Init;
 use crate::model::Model;
 use crate::precision::Precision;
@@ -90,70 +91,8 @@ pub enum Recompute {
     Blocks,
 }
 
-fn one() -> u32 {
+pub(crate) fn one() -> u32 {
     1
-}
-
-/// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// Folder or URL with training shards and their `manifest.json`.
-    pub train: String,
-    /// Folder or URL with validation shards, if any.
-    #[serde(default)]
-    pub validation: Option<String>,
-    /// A folder of `key.jpg` + `key.txt` that `belfry run` packs into `train` and `validation` when
-    /// they do not exist yet.
-    #[serde(default)]
-    pub pack_from: Option<String>,
-    /// How many images of `pack_from` are held out for validation.
-    #[serde(default)]
-    pub pack_holdout: u32,
-    /// Path of a `tokenizer.json` (RoBERTa).
-    pub tokenizer: String,
-    /// Tokens per caption, padded and truncated (paper: 50).
-    pub text_len: u32,
-    /// Share of non-special tokens chosen for MLM (model_spec: 0.15).
-    #[serde(default = "default_mlm_probability")]
-    pub mlm_probability: f32,
-    /// Passes over the shards in one epoch; captions of one image fall into different rounds.
-    #[serde(default = "one")]
-    pub rounds: u32,
-    /// Shards in a lane's shuffle window. Part of the order.
-    #[serde(default = "default_window_shards")]
-    pub window_shards: u32,
-    /// `dataset` draws ITM's false images over the whole dataset, as the authors do; `window` from
-    /// the open window: cheaper, another distribution.
-    #[serde(default)]
-    pub false_image: FalseImage,
-    /// Local folder of the shard cache; default: under the run's local state.
-    #[serde(default)]
-    pub cache_dir: Option<String>,
-    /// Bytes that the shard cache may hold.
-    #[serde(default = "default_cache_bytes_max")]
-    pub cache_bytes_max: u64,
-}
-
-/// Where false images are drawn from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FalseImage {
-    /// The whole dataset (the authors' code).
-    #[default]
-    Dataset,
-    /// The lane's open window.
-    Window,
-}
-
-fn default_mlm_probability() -> f32 {
-    0.15
-}
-fn default_window_shards() -> u32 {
-    4
-}
-fn default_cache_bytes_max() -> u64 {
-    20 << 30
 }
 
 /// `[optim]`: AdamW and schedule of model_spec 11. Table 8 gives the pre-training values.

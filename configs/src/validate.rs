@@ -71,14 +71,14 @@ fn nearest_divisors(n: u32, wanted: u32) -> Vec<u32> {
     divisors
 }
 
-fn refuse(key: &str, reason: impl Into<String>) -> ConfigError {
+pub(crate) fn refuse(key: &str, reason: impl Into<String>) -> ConfigError {
     ConfigError::Invalid {
         key: key.into(),
         reason: reason.into(),
     }
 }
 
-fn at_least_one(key: &str, value: u64) -> Result<(), ConfigError> {
+pub(crate) fn at_least_one(key: &str, value: u64) -> Result<(), ConfigError> {
     if value == 0 {
         return Err(refuse(key, "must be at least 1"));
     }
@@ -93,7 +93,7 @@ impl RunConfig {
     pub fn validate(self) -> Result<ValidConfig, ConfigError> {
         self.check_run()?;
         self.check_batch()?;
-        self.check_data()?;
+        self.data.check(&self.model.text)?;
         self.check_model()?;
         self.init.check()?;
         self.check_optim()?;
@@ -190,27 +190,6 @@ impl RunConfig {
             ));
         }
         Ok(())
-    }
-
-    fn check_data(&self) -> Result<(), ConfigError> {
-        let d = &self.data;
-        let text = &self.model.text;
-        let room = text.positions.saturating_sub(text.first_position());
-        if d.text_len < 4 || d.text_len > room {
-            return Err(refuse(
-                "data.text_len",
-                format!(
-                    "must lie in 4..={room} (model.text.positions - {})",
-                    text.first_position()
-                ),
-            ));
-        }
-        if !(0.0..=1.0).contains(&d.mlm_probability) {
-            return Err(refuse("data.mlm_probability", "must lie in 0..=1"));
-        }
-        at_least_one("data.rounds", d.rounds.into())?;
-        at_least_one("data.window_shards", d.window_shards.into())?;
-        at_least_one("data.cache_bytes_max", d.cache_bytes_max)
     }
 
     fn check_model(&self) -> Result<(), ConfigError> {

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use crate::pack::{PackOptions, pack_folder};
 use crate::store::Root;
-use crate::{reader, verify};
+use crate::{pair, reader, verify};
 
 /// What to do with a dataset.
 #[derive(Debug, Subcommand)]
@@ -142,9 +142,10 @@ async fn list(root: &Root, limit: usize) -> anyhow::Result<()> {
         let tar = root.get(&entry.file).await?;
         for sample in index.samples.iter().take(left) {
             let text = reader::member_bytes(&tar, &entry.file, &sample.text)?;
-            let captions = reader::captions(text).map_err(anyhow::Error::msg);
-            let captions = captions.with_context(|| format!("{}: {}", entry.file, sample.key))?;
-            println!("{}\t{}\t{}", entry.file, sample.key, captions.join(" | "));
+            let pairs = pair::pairs(&sample.text.name, text).map_err(anyhow::Error::msg);
+            let pairs = pairs.with_context(|| format!("{}: {}", entry.file, sample.key))?;
+            let texts: Vec<&str> = pairs.iter().map(|pair| pair.text.as_str()).collect();
+            println!("{}\t{}\t{}", entry.file, sample.key, texts.join(" | "));
         }
         left -= index.samples.len().min(left);
     }

@@ -8,6 +8,7 @@ pub mod cli;
 mod error;
 pub mod manifest;
 pub mod pack;
+pub mod pair;
 pub mod reader;
 pub mod store;
 pub mod verify;

@@ -8,9 +8,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
 use crate::error::ShardError;
-use crate::manifest::{MANIFEST_FILE, Manifest, SCHEMA_VERSION, ShardEntry, ShardIndex, sha256};
+use crate::manifest::{
+    MANIFEST_FILE, Manifest, SCHEMA_VERSION, ShardEntry, ShardIndex, Source, sha256,
+};
+use crate::pair::Contents;
 use crate::store::{Root, StoreError};
-use crate::{check, reader};
+use crate::{check, pair, reader};
 
 /// What to pack, and how.
 #[derive(Clone, Debug)]
@@ -83,7 +86,7 @@ fn read_sample(folder: &Path, key: &str, extension: &str) -> Result<Sample, Shar
     let (image_file, image) = read(extension)?;
     check::image(&image).map_err(|reason| wrong(&image_file, reason))?;
     let (text_file, text) = read("txt")?;
-    let captions = reader::captions(&text).map_err(|reason| wrong(&text_file, reason))?;
+    let captions = pair::captions(&text).map_err(|reason| wrong(&text_file, reason))?;
     Ok(Sample {
         key: key.to_owned(),
         extension: extension.to_ascii_lowercase(),
@@ -140,13 +143,7 @@ pub async fn pack_folder(options: &PackOptions) -> Result<Manifest, ShardError> 
     chosen.sort_by_cached_key(|(key, _)| sha256(format!("{}/{key}", options.seed).as_bytes()));
 
     let bar = progress_bar(options.progress, chosen.len() as u64);
-    let mut manifest = Manifest {
-        schema_version: SCHEMA_VERSION,
-        dataset: options.dataset.clone(),
-        samples: 0,
-        pairs: 0,
-        shards: Vec::new(),
-    };
+    let mut shards = Vec::new();
     let mut open: Vec<Sample> = Vec::new();
     // Read and checked in parallel, a bounded number at a time, in order.
     for group in chosen.chunks(256) {
@@ -158,13 +155,14 @@ pub async fn pack_folder(options: &PackOptions) -> Result<Manifest, ShardError> 
             let pairs: usize = open.iter().map(|s| s.captions.len()).sum();
             if !open.is_empty() && pairs + sample.captions.len() > options.pairs_per_shard as usize
             {
-                write_shard(&root, std::mem::take(&mut open), &mut manifest).await?;
+                write_shard(&root, std::mem::take(&mut open), &mut shards).await?;
             }
             open.push(sample);
             bar.inc(1);
         }
     }
-    write_shard(&root, open, &mut manifest).await?;
+    write_shard(&root, open, &mut shards).await?;
+    let manifest = manifest_of(&options.dataset, Contents::Captions, &[], shards);
     write_manifest(&root, &manifest).await?;
     bar.finish_and_clear();
     Ok(manifest)
@@ -179,9 +177,9 @@ pub(crate) async fn write_manifest(root: &Root, manifest: &Manifest) -> Result<(
 async fn write_shard(
     root: &Root,
     samples: Vec<Sample>,
-    manifest: &mut Manifest,
+    shards: &mut Vec<ShardEntry>,
 ) -> Result<(), ShardError> {
-    let file = format!("{:06}.tar", manifest.shards.len());
+    let file = format!("{:06}.tar", shards.len());
     let tar = tar_of(samples.into_iter().flat_map(|s| {
         let text = s.captions.join("\n") + "\n";
         [
@@ -189,7 +187,7 @@ async fn write_shard(
             (format!("{}.txt", s.key), text.into_bytes()),
         ]
     }));
-    let entry = describe(root, &file, &tar).await?;
+    let entry = describe(root, &file, &tar, &[]).await?;
     let there = root
         .get(&file)
         .await
@@ -198,10 +196,58 @@ async fn write_shard(
     if !there {
         root.put(&file, Bytes::from(tar)).await?;
     }
-    manifest.samples += u64::from(entry.samples);
-    manifest.pairs += u64::from(entry.pairs);
-    manifest.shards.push(entry);
+    shards.push(entry);
     Ok(())
+}
+
+/// A manifest of `shards`. Without names of `sources` the dataset is its own source.
+pub(crate) fn manifest_of(
+    dataset: &str,
+    contents: Contents,
+    sources: &[String],
+    shards: Vec<ShardEntry>,
+) -> Manifest {
+    let samples = shards.iter().map(|s| u64::from(s.samples)).sum();
+    let pairs = shards.iter().map(|s| u64::from(s.pairs)).sum();
+    let sources = match sources {
+        [] => {
+            let name = dataset.replace(['/', '\\', '.'], "-");
+            vec![Source {
+                name,
+                samples,
+                pairs,
+            }]
+        }
+        names => names
+            .iter()
+            .enumerate()
+            .map(|(i, name)| Source {
+                name: name.clone(),
+                samples: shards.iter().map(|s| u64::from(s.source_samples[i])).sum(),
+                pairs: shards.iter().map(|s| u64::from(s.source_pairs[i])).sum(),
+            })
+            .collect(),
+    };
+    Manifest {
+        schema_version: SCHEMA_VERSION,
+        dataset: dataset.to_owned(),
+        contents,
+        sources,
+        files: Vec::new(),
+        samples,
+        pairs,
+        shards,
+    }
+}
+
+/// Which of `sources` the sample is from, by the first folder of its key.
+fn source_of(key: &str, sources: &[String]) -> Option<u32> {
+    if sources.len() < 2 {
+        return Some(0);
+    }
+    let (folder, _) = key.split_once('/')?;
+    let index = sources.iter().position(|name| name == folder)?;
+    Some(index as u32)
 }
 
 /// Scans a shard's bytes, writes its index and returns its manifest entry.
@@ -209,10 +255,25 @@ pub(crate) async fn describe(
     root: &Root,
     file: &str,
     tar: &[u8],
+    sources: &[String],
 ) -> Result<ShardEntry, ShardError> {
-    let samples = reader::scan(tar, file)?;
+    let mut samples = reader::scan(tar, file)?;
+    let (mut source_samples, mut source_pairs) = (vec![0; sources.len()], vec![0; sources.len()]);
+    for sample in &mut samples {
+        let source = source_of(&sample.key, sources).ok_or_else(|| ShardError::Member {
+            shard: file.to_owned(),
+            member: sample.key.clone(),
+            offset: sample.text.offset,
+            reason: "its key does not begin with a source's name".into(),
+        })?;
+        sample.source = source;
+        if let Some(count) = source_samples.get_mut(source as usize) {
+            *count += 1;
+            source_pairs[source as usize] += sample.pairs;
+        }
+    }
     let index_file = format!("{}.index.json", file.trim_end_matches(".tar"));
-    let pairs = samples.iter().map(|s| s.captions).sum();
+    let pairs = samples.iter().map(|s| s.pairs).sum();
     let index = ShardIndex {
         schema_version: SCHEMA_VERSION,
         file: file.to_owned(),
@@ -227,6 +288,8 @@ pub(crate) async fn describe(
         index_sha256: sha256(&text),
         samples: index.samples.len() as u32,
         pairs,
+        source_samples,
+        source_pairs,
     };
     root.put(&entry.index_file, Bytes::from(text)).await?;
     Ok(entry)

@@ -1,10 +1,12 @@
 //! From a tar's bytes to samples: pure, and every lie of a header is a named error.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::Component;
 
 use crate::error::ShardError;
 use crate::manifest::{Member, SampleEntry};
+use crate::pair::{self, PAIRS_EXTENSION, TEXT_EXTENSION};
 
 /// Extensions of images, lower case.
 const IMAGE_EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
@@ -12,36 +14,12 @@ const IMAGE_EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 /// Longest image file.
 const IMAGE_BYTES_MAX: u64 = 256 << 20;
-/// Longest caption, in bytes.
-const CAPTION_BYTES_MAX: usize = 16 << 10;
+/// Most images of one sample; NLVR2 has two.
+const IMAGES_MAX: usize = 2;
 
 /// Whether `extension` is an image's.
 pub fn is_image(extension: &str) -> bool {
     IMAGE_EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str())
-}
-
-/// Captions of a caption file: one a line, trimmed, empty ones dropped, duplicates dropped
-/// first-seen (model_spec 13).
-///
-/// # Errors
-/// A reason: not UTF-8, too long, none.
-pub fn captions(text: &[u8]) -> Result<Vec<String>, String> {
-    let text = std::str::from_utf8(text).map_err(|e| format!("captions are not UTF-8: {e}"))?;
-    let mut seen: Vec<String> = Vec::new();
-    for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
-        if line.len() > CAPTION_BYTES_MAX {
-            return Err(format!(
-                "a caption is longer than {CAPTION_BYTES_MAX} bytes"
-            ));
-        }
-        if !seen.iter().any(|s| s == line) {
-            seen.push(line.to_owned());
-        }
-    }
-    if seen.is_empty() {
-        return Err("no caption".into());
-    }
-    Ok(seen)
 }
 
 /// The data of `member`.
@@ -65,8 +43,40 @@ pub fn member_bytes<'a>(
         })
 }
 
+/// What a member is in its sample, by what stands behind the first dot of its base name.
+enum Role {
+    /// `jpg`, or `0.jpg` and `1.jpg`: the place among the sample's images.
+    Image(usize),
+    Text,
+    /// Anything else; webdataset allows it.
+    Other,
+}
+
+fn role(extension: &str) -> Role {
+    let extension = extension.to_ascii_lowercase();
+    if extension == TEXT_EXTENSION || extension == PAIRS_EXTENSION {
+        return Role::Text;
+    }
+    let (place, format) = extension.rsplit_once('.').unwrap_or(("", &extension));
+    if !is_image(format) {
+        return Role::Other;
+    }
+    match place {
+        "" | "0" => Role::Image(0),
+        "1" => Role::Image(1),
+        _ => Role::Other,
+    }
+}
+
+/// A sample as far as its members were seen.
+struct Group {
+    key: String,
+    images: [Option<Member>; IMAGES_MAX],
+    text: Option<Member>,
+}
+
 /// All samples of a tar, by webdataset's rule: members that share a name up to the first dot of
-/// the base name belong together.
+/// the base name belong together. Sources are left at 0.
 ///
 /// # Errors
 /// [`ShardError::Member`], naming shard, member and offset.
@@ -78,7 +88,8 @@ pub fn scan(tar: &[u8], shard: &str) -> Result<Vec<SampleEntry>, ShardError> {
         reason,
     };
     let mut archive = tar::Archive::new(tar);
-    let mut groups: Vec<(String, Option<Member>, Option<Member>)> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
+    let mut keys = BTreeSet::new();
     let mut next = 0u64;
     let entries = archive.entries().map_err(|e| fail("-", 0, e.to_string()))?;
     for entry in entries {
@@ -123,19 +134,18 @@ pub fn scan(tar: &[u8], shard: &str) -> Result<Vec<SampleEntry>, ShardError> {
             return Err(fail(&name, header, "its name has no extension".into()));
         };
         let key = name[..name.len() - base.len() + stem.len()].to_owned();
-        if groups.last().is_none_or(|(last, ..)| *last != key) {
-            if groups.iter().any(|(k, ..)| *k == key) {
+        if groups.last().is_none_or(|last| last.key != key) {
+            if !keys.insert(key.clone()) {
                 return Err(fail(&name, header, format!("sample `{key}` comes twice")));
             }
-            groups.push((key, None, None));
+            let (images, text) = Default::default();
+            groups.push(Group { key, images, text });
         }
-        let (_, image, text) = groups.last_mut().expect("pushed above");
-        let (slot, limit) = if is_image(extension) {
-            (image, IMAGE_BYTES_MAX)
-        } else if extension.eq_ignore_ascii_case("txt") {
-            (text, TEXT_BYTES_MAX)
-        } else {
-            continue;
+        let group = groups.last_mut().expect("pushed above");
+        let (slot, limit) = match role(extension) {
+            Role::Image(place) => (&mut group.images[place], IMAGE_BYTES_MAX),
+            Role::Text => (&mut group.text, TEXT_BYTES_MAX),
+            Role::Other => continue,
         };
         if bytes > limit {
             return Err(fail(
@@ -167,16 +177,22 @@ pub fn scan(tar: &[u8], shard: &str) -> Result<Vec<SampleEntry>, ShardError> {
     }
     groups
         .into_iter()
-        .map(|(key, image, text)| {
+        .map(|group| {
+            let key = group.key;
             let missing = |what: &str| fail(&key, next, format!("the sample has no {what}"));
-            let image = image.ok_or_else(|| missing("image"))?;
-            let text = text.ok_or_else(|| missing("caption file (.txt)"))?;
-            let found = captions(member_bytes(tar, shard, &text)?)
+            if group.images[0].is_none() {
+                return Err(missing("image"));
+            }
+            let text = group
+                .text
+                .ok_or_else(|| missing("text (.txt or .pairs.json)"))?;
+            let found = pair::pairs(&text.name, member_bytes(tar, shard, &text)?)
                 .map_err(|reason| fail(&text.name, text.offset, reason))?;
             Ok(SampleEntry {
+                images: group.images.into_iter().flatten().collect(),
+                pairs: found.len() as u32,
+                source: 0,
                 key,
-                captions: found.len() as u32,
-                image,
                 text,
             })
         })
@@ -208,9 +224,9 @@ mod tests {
         ]);
         let samples = scan(&bytes, "x.tar").expect("good");
         assert_eq!(samples.len(), 2);
-        assert_eq!(samples[0].captions, 2);
+        assert_eq!(samples[0].pairs, 2);
         assert_eq!(
-            member_bytes(&bytes, "x.tar", &samples[0].image).expect("inside"),
+            member_bytes(&bytes, "x.tar", &samples[0].images[0]).expect("inside"),
             b"JPEG"
         );
         assert_eq!(samples[1].key, "b");
@@ -231,8 +247,25 @@ mod tests {
     }
 
     #[test]
+    fn two_images_and_pairs_are_one_sample() {
+        let pairs = br#"[{"text":"both are red","labels":[1]}]"#;
+        let bytes = tar(&[
+            ("s/a.0.png", b"P"),
+            ("s/a.1.png", b"Q"),
+            ("s/a.pairs.json", pairs),
+            ("s/a.json", b"{}"),
+        ]);
+        let samples = scan(&bytes, "x.tar").expect("good");
+        assert_eq!(
+            (samples[0].key.as_str(), samples[0].images.len()),
+            ("s/a", 2)
+        );
+        assert_eq!((samples.len(), samples[0].pairs), (1, 1));
+    }
+
+    #[test]
     fn incomplete_and_double_samples_are_refused() {
-        assert!(error(&tar(&[("a.jpg", b"J")])).contains("no caption file"));
+        assert!(error(&tar(&[("a.jpg", b"J")])).contains("has no text"));
         assert!(error(&tar(&[("a.txt", b"t")])).contains("no image"));
         assert!(
             error(&tar(&[("a.jpg", b"J"), ("a.png", b"J"), ("a.txt", b"t")])).contains("second")

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::ShardError;
 use crate::manifest::{MANIFEST_FILE, Manifest, ShardEntry, ShardIndex, sha256};
+use crate::pair::Contents;
 use crate::store::Root;
 use crate::{check, pack, reader};
 
@@ -64,8 +65,8 @@ fn shard_problems(tar: &[u8], entry: &ShardEntry) -> Vec<String> {
             return found;
         }
     };
-    found.par_extend(samples.par_iter().filter_map(|sample| {
-        let image = &sample.image;
+    let images = samples.par_iter().flat_map_iter(|sample| &sample.images);
+    found.par_extend(images.filter_map(|image| {
         let bytes = reader::member_bytes(tar, &entry.file, image).ok()?;
         let reason = check::image(bytes).err()?;
         let (shard, member, offset) = (entry.file.clone(), image.name.clone(), image.offset);
@@ -95,7 +96,7 @@ pub async fn index_foreign(root: &Root, dataset: &str) -> Result<Manifest, Shard
     for (file, _) in root.list("").await? {
         if file.ends_with(".tar") && !file.contains('/') {
             let tar = root.get(&file).await?;
-            shards.push(pack::describe(root, &file, &tar).await?);
+            shards.push(pack::describe(root, &file, &tar, &[]).await?);
         }
     }
     if shards.is_empty() {
@@ -104,13 +105,7 @@ pub async fn index_foreign(root: &Root, dataset: &str) -> Result<Manifest, Shard
             reason: "no .tar file here".into(),
         });
     }
-    let manifest = Manifest {
-        schema_version: crate::manifest::SCHEMA_VERSION,
-        dataset: dataset.to_owned(),
-        samples: shards.iter().map(|s| u64::from(s.samples)).sum(),
-        pairs: shards.iter().map(|s| u64::from(s.pairs)).sum(),
-        shards,
-    };
+    let manifest = pack::manifest_of(dataset, Contents::Captions, &[], shards);
     pack::write_manifest(root, &manifest).await?;
     Ok(manifest)
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use belfry_configs::ValidConfig;
-use belfry_data::{DataPlane, Split};
+use belfry_data::{DataPlane, Quarantine, Split};
 use clap::Args;
 use shard_tools::manifest::Manifest;
 use shard_tools::store::Root;
@@ -48,7 +48,12 @@ pub async fn run(arguments: DataArguments) -> anyhow::Result<()> {
         lanes - 1
     );
     crate::run::prepare::pack(&config).await?;
-    let root = Root::open(&config.data.train)?;
+    let train = config
+        .data
+        .train
+        .only()
+        .context("data.train names several datasets")?;
+    let root = Root::open(train)?;
     let manifest = verify::manifest(&root).await.context("data.train")?;
     let temporary = tempfile::tempdir()?;
     let cache = arguments.cache.clone();
@@ -72,13 +77,15 @@ pub async fn run(arguments: DataArguments) -> anyhow::Result<()> {
         let again = Arc::clone(&plane);
         let plane = Arc::clone(&plane);
         let begun = Instant::now();
-        let batches = tokio::task::spawn_blocking(move || plane.lane_step(step, lane)).await??;
+        let batches =
+            tokio::task::spawn_blocking(move || plane.lane_step(step, lane, &Quarantine::new()))
+                .await??;
         if step >= warm_up {
             Rounds::add(&mut times, begun.elapsed().as_secs_f64());
             pairs = batches.iter().map(|batch| batch.pairs).sum();
             let (plane, one) = (Arc::clone(&again), Arc::clone(&one));
             let begun = Instant::now();
-            let single = move || one.install(|| plane.lane_step(step, lane));
+            let single = move || one.install(|| plane.lane_step(step, lane, &Quarantine::new()));
             let same = tokio::task::spawn_blocking(single).await??;
             Rounds::add(&mut alone, begun.elapsed().as_secs_f64());
             ensure!(
@@ -140,7 +147,7 @@ impl Made {
             format!(
                 "bench data: {}, lane {}, {} pairs a step with one image each and one false one \
                  for half of them, {} pixels, {} tokens, {cores} cores",
-                config.data.train,
+                config.data.train.paths().collect::<Vec<_>>().join(" + "),
                 arguments.lane,
                 self.pairs,
                 config.model.image.size,

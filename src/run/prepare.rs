@@ -32,8 +32,8 @@ pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {
     }
     let train = keys.split_off(held_out);
     let splits = [
-        (Some(&config.data.train), train),
-        (config.data.validation.as_ref(), keys),
+        (config.data.train.only(), train),
+        (config.data.validation.only(), keys),
     ];
     for (output, keys) in splits {
         let Some(output) = output else {
@@ -44,7 +44,7 @@ pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {
         }
         let options = PackOptions {
             input: input.into(),
-            output: output.clone(),
+            output: output.to_owned(),
             dataset: config.run.name.clone(),
             pairs_per_shard: PAIRS_PER_SHARD,
             seed: 0,

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, ValidConfig};
-use belfry_data::{DataPlane, HostBatch, Split};
+use belfry_data::{DataPlane, HostBatch, Quarantine, Split};
 use belfry_model::{
     Device, Draws, GradientSum, ManagerTower, MicroBatchReport, ModelError, PretrainBatch,
     PretrainReports, Weights,
@@ -211,7 +211,10 @@ impl Room {
         let step = state.step();
         let begun = Instant::now();
         let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
-        let batches = self.data.lane_step(step, lane).map_err(|e| at(&e))?;
+        let batches = self
+            .data
+            .lane_step(step, lane, &Quarantine::new())
+            .map_err(|e| at(&e))?;
         let weights = self.weights(state)?;
         let root = Key::new(self.config.run.seed, Purpose::Dropout)
             .with(step)

@@ -10,6 +10,7 @@ mod image;
 mod mask;
 mod order;
 mod plane;
+mod quarantine;
 mod resize;
 mod text;
 
@@ -18,3 +19,4 @@ pub use host_batch::HostBatch;
 pub use image::clip_transform;
 pub use order::{Order, PairPlace, ShardPairs};
 pub use plane::{DataPlane, Split};
+pub use quarantine::{Quarantine, ShardRef};

@@ -7,7 +7,7 @@ use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{FalseImage, ValidConfig};
 use rayon::prelude::*;
 use shard_tools::manifest::ShardIndex;
-use shard_tools::reader;
+use shard_tools::{pair, reader};
 
 use crate::cache::Cache;
 use crate::error::DataError;
@@ -15,6 +15,7 @@ use crate::host_batch::HostBatch;
 use crate::image::clip_transform;
 use crate::mask;
 use crate::order::{Order, PairPlace, ShardPairs};
+use crate::quarantine::Quarantine;
 use crate::text::Text;
 
 /// Steps whose shards may wait to be prefetched.
@@ -70,8 +71,8 @@ impl DataPlane {
     /// [`DataError`], naming file or key.
     pub fn open(config: &ValidConfig, cache_dir: &Path, split: Split) -> Result<Self, DataError> {
         let location = match split {
-            Split::Train => Some(&config.data.train),
-            Split::Validation => config.data.validation.as_ref(),
+            Split::Train => config.data.train.only(),
+            Split::Validation => config.data.validation.only(),
         };
         let location = location.ok_or_else(|| DataError::Setting {
             key: "data.validation",
@@ -149,7 +150,12 @@ impl DataPlane {
     ///
     /// # Errors
     /// [`DataError`], naming shard, member and offset.
-    pub fn lane_step(&self, step: u64, lane: u32) -> Result<Vec<HostBatch>, DataError> {
+    pub fn lane_step(
+        &self,
+        step: u64,
+        lane: u32,
+        _quarantine: &Quarantine,
+    ) -> Result<Vec<HostBatch>, DataError> {
         self.inner.lane_step(step, lane)
     }
 
@@ -258,9 +264,9 @@ impl Inner {
         let mut found = Vec::new();
         for sample in &index.samples {
             let start = key.with_name(&sample.key).below(0, u64::from(rounds)) as u32;
-            let captions = (0..sample.captions).filter(|j| (start + j) % rounds == round);
+            let captions = (0..sample.pairs).filter(|j| (start + j) % rounds == round);
             found.extend(captions.map(|j| first + j));
-            first += sample.captions;
+            first += sample.pairs;
         }
         found
     }
@@ -319,27 +325,23 @@ impl Inner {
         let entry = &index.samples[sample];
         let name = self.cache.name(wanted.shard);
         let text = reader::member_bytes(&shard, &name, &entry.text)?;
-        let captions = reader::captions(text).map_err(|reason| DataError::Image {
+        let pairs = pair::pairs(&entry.text.name, text).map_err(|reason| DataError::Image {
             shard: name,
             member: entry.text.name.clone(),
             offset: entry.text.offset,
             reason,
         })?;
-        let caption = captions.get(caption).ok_or_else(|| DataError::Image {
+        let pair = pairs.get(caption).ok_or_else(|| DataError::Image {
             shard: self.cache.name(wanted.shard),
             member: entry.text.name.clone(),
             offset: entry.text.offset,
-            reason: format!(
-                "has {} captions, its index says {}",
-                captions.len(),
-                entry.captions
-            ),
+            reason: format!("has {} pairs, its index says {}", pairs.len(), entry.pairs),
         })?;
         let false_image = with_false_image
             .then(|| self.false_image(wanted))
             .transpose()?;
         Ok(Row {
-            ids: self.text.ids(caption)?,
+            ids: self.text.ids(&pair.text)?,
             image: self.image(wanted.shard, sample)?,
             false_image,
         })
@@ -384,7 +386,7 @@ impl Inner {
 
     fn image(&self, shard: usize, sample: usize) -> Result<Vec<f32>, DataError> {
         let index = self.cache.index(shard)?;
-        let member = &index.samples[sample].image;
+        let member = &index.samples[sample].images[0];
         let bytes = self.cache.member(shard, member)?;
         let side = self.config.model.image.size as usize;
         clip_transform(&bytes, side).map_err(|reason| DataError::Image {
@@ -406,10 +408,10 @@ struct Row {
 fn sample_of(index: &ShardIndex, pair: u32) -> (usize, usize) {
     let mut left = pair;
     for (i, sample) in index.samples.iter().enumerate() {
-        if left < sample.captions {
+        if left < sample.pairs {
             return (i, left as usize);
         }
-        left -= sample.captions;
+        left -= sample.pairs;
     }
     unreachable!("the index's totals were checked against the manifest")
 }
