@@ -12,9 +12,10 @@ use shard_tools::store::{Created, Root, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::core::{Durable, Event, manifest_file};
+use crate::core::{Durable, Event, manifest_file, without_lanes};
 use crate::error::CoordinatorError;
-use crate::ledger;
+use crate::journal::Entry;
+use crate::{identity, ledger};
 
 /// Writes that may wait: the core has one checkpoint, one batch of receipts and a few evaluations
 /// under way.
@@ -163,7 +164,7 @@ pub async fn put_result(
 ///
 /// # Errors
 /// [`CoordinatorError`], naming the file.
-pub async fn read(root: &Root, generation: u64) -> Result<Durable, CoordinatorError> {
+pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorError> {
     let listed = root.list("checkpoints").await;
     let listed = listed.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))?;
     let step_of = |key: &str| -> Option<u64> {
@@ -184,9 +185,13 @@ pub async fn read(root: &Root, generation: u64) -> Result<Durable, CoordinatorEr
             .map_err(|reason| CoordinatorError::Corrupt { file, reason })?;
         evaluations.insert(evaluated.step, evaluated);
     }
+    let quarantine = journal.quarantine.iter().cloned().map(v1::Shard::from);
     Ok(Durable {
-        generation,
-        receipts: ledger::read(root).await?,
+        generation: journal.generation,
+        committed: journal.committed,
+        quarantine: quarantine.collect(),
+        data: identity::read(root).await?,
+        receipts: ledger::read(root, |receipt| without_lanes(&receipt)).await?,
         evaluations,
         manifests,
     })

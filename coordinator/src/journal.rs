@@ -1,5 +1,6 @@
 //! Leadership and journal: numbered entries created if absent (DESIGN 6).
 
+use belfry_proto::v1;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shard_tools::store::{Created, Root};
@@ -19,10 +20,62 @@ pub struct Entry {
     pub address: String,
     /// Highest generation announced.
     pub generation: u64,
-    /// Committed updates when it was written.
+    /// Updates that were known to be committed when it was written.
     pub committed: u64,
     /// Members of the generation.
     pub members: Vec<u64>,
+    /// All shards under quarantine, each from its step on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantine: Vec<Quarantined>,
+}
+
+/// A shard under quarantine, as files say it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quarantined {
+    /// Place in `data.train`.
+    pub dataset: u32,
+    /// Place in the dataset's manifest.
+    pub shard: u32,
+    /// Name in the manifest.
+    pub file: String,
+    /// The first step that does without it.
+    pub from_step: u64,
+}
+
+impl From<v1::Shard> for Quarantined {
+    fn from(s: v1::Shard) -> Self {
+        Quarantined {
+            dataset: s.dataset,
+            shard: s.shard,
+            file: s.file,
+            from_step: s.from_step,
+        }
+    }
+}
+
+impl From<Quarantined> for v1::Shard {
+    fn from(s: Quarantined) -> Self {
+        v1::Shard {
+            dataset: s.dataset,
+            shard: s.shard,
+            file: s.file,
+            from_step: s.from_step,
+        }
+    }
+}
+
+/// The newest entry of a run's journal; `None` for a run that nobody led.
+///
+/// # Errors
+/// [`CoordinatorError`], naming the file.
+pub async fn newest(root: &Root) -> Result<Option<Entry>, CoordinatorError> {
+    let listed = root.list("journal").await;
+    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the journal", e))?;
+    match listed.last() {
+        Some((newest, _)) => Ok(Some(read(root, newest).await?)),
+        None => Ok(None),
+    }
 }
 
 /// The journal of one leader.
@@ -41,32 +94,28 @@ impl Journal {
     /// # Errors
     /// [`CoordinatorError`] when the root fails or another coordinator is faster.
     pub async fn lead(root: &Root, address: String, nonce: u64) -> Result<Self, CoordinatorError> {
-        let listed = root.list("journal").await;
-        let listed = listed.map_err(|e| CoordinatorError::store("cannot list the journal", e))?;
-        let before = match listed.last() {
-            Some((newest, _)) => Some(read(root, newest).await?),
-            None => None,
+        let first = Entry {
+            seq: 0,
+            term: 0,
+            nonce,
+            address: String::new(),
+            generation: 0,
+            committed: 0,
+            members: Vec::new(),
+            quarantine: Vec::new(),
         };
+        let before = newest(root).await?.unwrap_or(first);
         let last = Entry {
-            seq: before.as_ref().map_or(0, |e| e.seq),
-            term: before.as_ref().map_or(1, |e| e.term + 1),
+            term: before.term + 1,
             nonce,
             address,
-            generation: before.as_ref().map_or(0, |e| e.generation),
-            committed: before.as_ref().map_or(0, |e| e.committed),
-            members: before.map(|e| e.members).unwrap_or_default(),
+            ..before
         };
         let mut journal = Journal {
             root: root.clone(),
-            last,
+            last: last.clone(),
         };
-        let Entry {
-            generation,
-            committed,
-            members,
-            ..
-        } = journal.last.clone();
-        journal.append(generation, committed, members).await?;
+        journal.append(last).await?;
         Ok(journal)
     }
 
@@ -75,24 +124,13 @@ impl Journal {
         &self.last
     }
 
-    /// Writes the next entry.
+    /// Writes the next entry; its number is given here.
     ///
     /// # Errors
     /// [`CoordinatorError::Superseded`] when another coordinator wrote it first.
-    pub async fn append(
-        &mut self,
-        generation: u64,
-        committed: u64,
-        members: Vec<u64>,
-    ) -> Result<(), CoordinatorError> {
+    pub async fn append(&mut self, mut next: Entry) -> Result<(), CoordinatorError> {
         let seq = self.last.seq + 1;
-        let next = Entry {
-            seq,
-            generation,
-            committed,
-            members,
-            ..self.last.clone()
-        };
+        next.seq = seq;
         let text = serde_json::to_vec(&next).expect("plain data");
         let created = self.root.create(&file(seq), Bytes::from(text)).await;
         let settled = match created {
@@ -127,13 +165,35 @@ mod tests {
     async fn of_two_coordinators_one_leads() {
         let root = Root::open("memory://").expect("opens");
         let mut old = Journal::lead(&root, "a:1".into(), 1).await.expect("leads");
-        old.append(1, 0, vec![1, 2]).await.expect("alone");
+        let entry = |journal: &Journal, generation, committed| Entry {
+            generation,
+            committed,
+            members: vec![1, 2],
+            quarantine: vec![lost()],
+            ..journal.last().clone()
+        };
+        old.append(entry(&old, 1, 0)).await.expect("alone");
         let mut new = Journal::lead(&root, "b:2".into(), 2)
             .await
             .expect("succeeds");
         assert_eq!((new.last().term, new.last().generation), (2, 1));
-        let refused = old.append(2, 5, vec![1]).await.expect_err("is superseded");
+        assert_eq!(
+            new.last().quarantine,
+            [lost()],
+            "a choice outlives its leader"
+        );
+        let late = entry(&old, 2, 5);
+        let refused = old.append(late).await.expect_err("is superseded");
         assert!(refused.to_string().contains("term 2 at b:2"), "{refused}");
-        new.append(2, 5, vec![1]).await.expect("leads");
+        new.append(entry(&new, 2, 5)).await.expect("leads");
+    }
+
+    fn lost() -> Quarantined {
+        Quarantined {
+            dataset: 0,
+            shard: 3,
+            file: "000003.tar".into(),
+            from_step: 7,
+        }
     }
 }

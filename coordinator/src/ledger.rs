@@ -1,19 +1,24 @@
 //! The ledger: one receipt per committed step, deterministic fields only, below `ledger/` of the
 //! run's root. Written by the coordinator, read by whoever wants to know what was trained.
+//!
+//! A receipt is a line of JSON: about 400 bytes and, for each lane, 16 hexadecimal digits of the
+//! digest of its pair ids.
 
 use std::collections::BTreeMap;
 
 use belfry_proto::v1;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use shard_tools::store::{Created, Root};
+use shard_tools::store::{Created, Root, StoreError};
 
+use crate::core::LANE_DIGEST_BYTES;
 use crate::error::CoordinatorError;
+use crate::journal::Quarantined;
 
 /// The ledger's folder, relative to the run's root.
-const FOLDER: &str = "ledger";
+pub const FOLDER: &str = "ledger";
 
-/// A receipt as its line of JSON says it.
+/// A receipt's figures, as the ledger's line, the metrics and the result say them.
 pub fn to_json(r: &v1::StepRecord) -> Value {
     json!({
         "step": r.step, "mlm_loss": r.mlm_loss, "itm_loss": r.itm_loss,
@@ -24,7 +29,25 @@ pub fn to_json(r: &v1::StepRecord) -> Value {
     })
 }
 
-fn from_json(line: &str) -> Result<v1::StepRecord, String> {
+/// A receipt as its line of the ledger.
+pub fn to_line(r: &v1::StepRecord) -> String {
+    let mut line = to_json(r);
+    line["positions"] = json!([r.first_position, r.last_position]);
+    let digits: Vec<String> = r.lane_digests.iter().map(|b| format!("{b:02x}")).collect();
+    line["lanes"] = json!(digits.concat());
+    if !r.quarantine.is_empty() {
+        let shards = r.quarantine.iter().cloned().map(Quarantined::from);
+        line["quarantine"] = json!(shards.collect::<Vec<_>>());
+        line["substituted"] = json!(r.substituted);
+    }
+    line.to_string()
+}
+
+/// A receipt from its line of the ledger.
+///
+/// # Errors
+/// What is wrong with the line.
+pub fn from_line(line: &str) -> Result<v1::StepRecord, String> {
     let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
     let count = |key: &str| {
         let found = value[key].as_u64();
@@ -38,6 +61,23 @@ fn from_json(line: &str) -> Result<v1::StepRecord, String> {
         let found = value[key].as_str().map(str::to_owned);
         found.ok_or_else(|| format!("a receipt without `{key}`"))
     };
+    let Some(lanes) = value["lanes"].as_str() else {
+        return Err(
+            "a receipt without `lanes`: an earlier version of this program wrote it, and what was \
+             trained cannot be proved from it"
+                .into(),
+        );
+    };
+    let positions = &value["positions"];
+    let position = |at: usize| {
+        positions[at]
+            .as_u64()
+            .ok_or("a receipt without `positions`")
+    };
+    let quarantine: Vec<Quarantined> = match value.get("quarantine") {
+        Some(shards) => serde_json::from_value(shards.clone()).map_err(|e| e.to_string())?,
+        None => Vec::new(),
+    };
     Ok(v1::StepRecord {
         step: count("step")?,
         mlm_loss: number("mlm_loss")?,
@@ -49,43 +89,81 @@ fn from_json(line: &str) -> Result<v1::StepRecord, String> {
         unmasked_micro_batches: count("unmasked_micro_batches")? as u32,
         sum_digest: text("sum_digest")?,
         pairs_digest: text("pairs_digest")?,
+        first_position: position(0)?,
+        last_position: position(1)?,
+        lane_digests: bytes_of(lanes)?,
+        substituted: value["substituted"].as_u64().unwrap_or(0),
+        quarantine: quarantine.into_iter().map(Into::into).collect(),
     })
 }
 
-/// All receipts, by step.
+/// Bytes from hexadecimal digits, whole lanes of them.
+fn bytes_of(digits: &str) -> Result<Vec<u8>, String> {
+    let wrong = || "`lanes` is not 16 hexadecimal digits per lane".to_owned();
+    if !digits.is_ascii() || !digits.len().is_multiple_of(2 * LANE_DIGEST_BYTES) {
+        return Err(wrong());
+    }
+    let bytes = (0..digits.len()).step_by(2);
+    let bytes = bytes.map(|at| u8::from_str_radix(&digits[at..at + 2], 16));
+    bytes.collect::<Result<_, _>>().map_err(|_| wrong())
+}
+
+/// The ledger's files in the order of their steps, relative to the root.
+///
+/// # Errors
+/// [`CoordinatorError::Store`].
+pub async fn files(root: &Root) -> Result<Vec<String>, CoordinatorError> {
+    let listed = root.list(FOLDER).await;
+    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the ledger", e))?;
+    Ok(listed.into_iter().map(|(file, _)| file).collect())
+}
+
+/// The receipts of one file, in its order.
+///
+/// # Errors
+/// [`CoordinatorError`], naming the file and the line.
+pub async fn receipts(root: &Root, file: &str) -> Result<Vec<v1::StepRecord>, CoordinatorError> {
+    let bytes = root.get(file).await;
+    let bytes = bytes.map_err(|e| CoordinatorError::store("cannot read the ledger", e))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines = text.lines().enumerate();
+    let receipts = lines.map(|(number, line)| {
+        from_line(line).map_err(|reason| CoordinatorError::Corrupt {
+            file: file.to_owned(),
+            reason: format!("line {}: {reason}", number + 1),
+        })
+    });
+    receipts.collect()
+}
+
+/// All receipts, by step, as `keep` leaves them.
 ///
 /// # Errors
 /// [`CoordinatorError`], naming the file.
-pub async fn read(root: &Root) -> Result<BTreeMap<u64, v1::StepRecord>, CoordinatorError> {
-    let listed = root.list(FOLDER).await;
-    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the ledger", e))?;
-    let mut receipts = BTreeMap::new();
-    for (file, _) in listed {
-        let bytes = root.get(&file).await;
-        let bytes = bytes.map_err(|e| CoordinatorError::store("cannot read the ledger", e))?;
-        for (number, line) in String::from_utf8_lossy(&bytes).lines().enumerate() {
-            let receipt = from_json(line).map_err(|reason| CoordinatorError::Corrupt {
-                file: file.clone(),
-                reason: format!("line {}: {reason}", number + 1),
-            })?;
-            receipts.insert(receipt.step, receipt);
-        }
+pub async fn read(
+    root: &Root,
+    keep: impl Fn(v1::StepRecord) -> v1::StepRecord,
+) -> Result<BTreeMap<u64, v1::StepRecord>, CoordinatorError> {
+    let mut all = BTreeMap::new();
+    for file in files(root).await? {
+        let found = receipts(root, &file).await?.into_iter();
+        all.extend(found.map(|receipt| (receipt.step, keep(receipt))));
     }
-    Ok(receipts)
+    Ok(all)
 }
 
 /// Writes receipts, ascending, as one file; says so when another file of the same steps differs.
 ///
 /// # Errors
-/// [`shard_tools::store::StoreError`], naming the key.
+/// [`StoreError`], naming the key.
 pub async fn append(
     root: &Root,
     receipts: &[v1::StepRecord],
-) -> Result<Option<String>, shard_tools::store::StoreError> {
+) -> Result<Option<String>, StoreError> {
     let (Some(first), Some(last)) = (receipts.first(), receipts.last()) else {
         return Ok(None);
     };
-    let lines: Vec<String> = receipts.iter().map(|r| to_json(r).to_string()).collect();
+    let lines: Vec<String> = receipts.iter().map(to_line).collect();
     let file = format!("{FOLDER}/{:09}-{:09}.jsonl", first.step, last.step);
     let text = Bytes::from(lines.join("\n") + "\n");
     let created = root.create(&file, text.clone()).await?;
@@ -101,23 +179,48 @@ pub async fn append(
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn what_is_written_is_read_and_a_difference_is_said() {
-        let root = Root::open("memory://").expect("opens");
-        let receipt = |step: u64, digest: &str| v1::StepRecord {
+    fn receipt(step: u64, digest: &str) -> v1::StepRecord {
+        v1::StepRecord {
             step,
             mlm_loss: 0.1 + 0.2,
             sum_digest: digest.into(),
+            first_position: 4 * step,
+            last_position: 4 * step + 3,
+            lane_digests: (0..16).collect(),
             ..Default::default()
-        };
-        let both = [receipt(3, "a"), receipt(4, "b")];
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_read_and_a_difference_is_said() {
+        let root = Root::open("memory://").expect("opens");
+        let mut second = receipt(4, "b");
+        second.substituted = 3;
+        second.quarantine = vec![v1::Shard {
+            dataset: 1,
+            shard: 2,
+            file: "000002.tar".into(),
+            from_step: 4,
+        }];
+        let both = [receipt(3, "a"), second];
         assert_eq!(append(&root, &both).await.expect("writes"), None);
         assert_eq!(append(&root, &both).await.expect("is equal"), None);
-        let found = read(&root).await.expect("reads");
-        assert_eq!(found.keys().copied().collect::<Vec<_>>(), [3, 4]);
-        assert_eq!(found[&4].sum_digest, "b");
+        let found = read(&root, |r| r).await.expect("reads");
+        assert_eq!(found.into_values().collect::<Vec<_>>(), both);
         let other = append(&root, &[receipt(3, "x"), receipt(4, "b")]).await;
         let told = other.expect("answers").expect("differs");
         assert!(told.contains("ledger/000000003-000000004.jsonl"), "{told}");
+    }
+
+    #[test]
+    fn what_cannot_be_proved_from_is_refused_in_words() {
+        let old = to_json(&receipt(3, "a")).to_string();
+        let refused = from_line(&old).expect_err("has no lanes");
+        assert!(refused.contains("cannot be proved"), "{refused}");
+        for (from, to) in [("0f", "0g"), ("0f", "é"), ("0f", "")] {
+            let line = to_line(&receipt(3, "a")).replace(from, to);
+            let refused = from_line(&line).expect_err("is no digest");
+            assert!(refused.contains("16 hexadecimal digits"), "{refused}");
+        }
     }
 }

@@ -6,7 +6,8 @@
 mod archive;
 pub mod core;
 mod error;
-mod journal;
+pub mod identity;
+pub mod journal;
 pub mod ledger;
 mod rpc;
 mod shell;

@@ -17,7 +17,8 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::archive::{self, Job};
 use crate::core::{Core, Effect, Event, LinkPolicy, Settings};
 use crate::error::CoordinatorError;
-use crate::journal::Journal;
+use crate::identity;
+use crate::journal::{Entry, Journal};
 use crate::rpc::{FromRpc, Outbox, Service, Watched};
 
 /// Messages that may wait for the loop.
@@ -75,7 +76,7 @@ pub async fn serve(
     let nonce = clock as u64 ^ (u64::from(std::process::id()) << 40);
     let journal = Journal::lead(&options.root, address, nonce).await?;
     let settings = settings(&options, &journal);
-    let durable = archive::read(&options.root, journal.last().generation).await?;
+    let durable = archive::read(&options.root, journal.last()).await?;
     let stall = Duration::from_millis(settings.stall_ms);
     let begun = Instant::now();
 
@@ -148,6 +149,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         run_id: options.run_id.clone(),
         lanes: config.batch.lanes,
         micro_batches: config.micro_batches(),
+        pairs_per_lane: u64::from(config.batch.global_batch / config.batch.lanes),
         steps_total: config.run.steps,
         min_workers: config.cluster.min_workers as usize,
         expected_workers: expected as usize,
@@ -161,6 +163,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
             (Transport::Nccl, hierarchical) => LinkPolicy::Device { hierarchical },
             (Transport::NcclRing, _) => LinkPolicy::Ring,
         },
+        quarantine_shards_max: config.data.quarantine_shards_max,
         term: journal.last().term,
     }
 }
@@ -212,9 +215,18 @@ impl Shell {
                 generation,
                 committed,
                 members,
+                quarantine,
             } => {
-                self.journal.append(generation, committed, members).await?;
+                let entry = Entry {
+                    generation,
+                    committed,
+                    members,
+                    quarantine: quarantine.into_iter().map(Into::into).collect(),
+                    ..self.journal.last().clone()
+                };
+                self.journal.append(entry).await?;
             }
+            Effect::StoreData(data) => identity::put(&self.root, &data).await?,
             Effect::Send(session, body) => self.send(session, body),
             Effect::Close(session) => {
                 self.outboxes.remove(&session);

@@ -69,6 +69,12 @@ impl Digest {
         self.0.to_le_bytes().to_vec()
     }
 
+    /// Folds the next lane's digest in: a digest of lanes in their order.
+    #[must_use]
+    pub const fn fold(self, next: Digest) -> Self {
+        Digest(self.0.rotate_left(7) ^ next.0)
+    }
+
     /// From a message's field; `None` when it is not sixteen bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes

@@ -4,6 +4,7 @@
 
 pub mod ids;
 pub mod lanes;
+mod quarantine;
 
 /// Generated messages and services of `belfry.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
@@ -13,6 +14,7 @@ pub mod v1 {
 
 pub use ids::{Digest, Generation, Lane, Rank, Step, Term, WorkerId};
 pub use lanes::LaneRange;
+pub use quarantine::Schedule;
 
 impl From<LaneRange> for v1::Node {
     fn from(range: LaneRange) -> Self {

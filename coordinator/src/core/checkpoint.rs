@@ -3,15 +3,20 @@
 
 use super::*;
 
-/// Receipts that may wait for the next checkpoint; more are put into the ledger before it, so that
-/// no message that carries them grows beyond a quarter of gRPC's limit.
-const RECEIPTS_WAITING_MAX: usize = 2048;
 /// Durable receipts kept for watchers that come late.
 const RECEIPTS_KEPT: u64 = 2048;
 
 /// The manifest of a step's checkpoint, relative to the run's root.
 pub fn manifest_file(step: u64) -> String {
     format!("checkpoints/step-{step:09}/manifest.json")
+}
+
+/// A durable receipt, as far as it is remembered: a hundred thousand of them stay small.
+pub fn without_lanes(receipt: &v1::StepRecord) -> v1::StepRecord {
+    v1::StepRecord {
+        lane_digests: Vec::new(),
+        ..receipt.clone()
+    }
 }
 
 /// A checkpoint whose parts are being stored.
@@ -157,7 +162,7 @@ impl Core {
         self.receipts_durable = self.receipts_durable.max(below);
         for (step, receipt) in self.receipts.range(..below) {
             let stored = self.durable.receipts.entry(*step);
-            stored.or_insert_with(|| receipt.clone());
+            stored.or_insert_with(|| without_lanes(receipt));
         }
         let kept = self
             .receipts_durable
@@ -168,7 +173,7 @@ impl Core {
     /// Puts receipts into the ledger when too many wait for a checkpoint.
     pub(super) fn store_waiting_receipts(&mut self, fx: &mut Vec<Effect>) {
         let waiting = self.committed.saturating_sub(self.receipts_durable);
-        if waiting as usize >= RECEIPTS_WAITING_MAX && !self.storing_receipts {
+        if waiting as usize >= self.receipts_waiting_max() && !self.storing_receipts {
             let receipts = self.receipts_to_store(self.committed);
             if !receipts.is_empty() {
                 self.storing_receipts = true;

@@ -43,14 +43,16 @@ impl Core {
         self.lanes_next = self.members.iter().copied().zip(cut).collect();
         self.nodes_now = self.assign(&old);
         self.generation += 1;
+        self.decided = self.decided.max(self.committed);
         self.phase = Phase::Training;
         let linked = self.choose_links(fx);
         self.await_ids(now, &linked);
         (self.links, self.groups) = (linked.links, linked.groups);
         fx.push(Effect::Journal {
             generation: self.generation,
-            committed: self.committed,
+            committed: self.decided,
             members: self.members.clone(),
+            quarantine: self.durable.quarantine.all().cloned().collect(),
         });
         let open = self.announcement();
         for id in &self.members {
@@ -88,6 +90,7 @@ impl Core {
             members: self.members.iter().zip(&self.groups).map(member).collect(),
             last: before.and_then(|step| self.receipts.get(&step).cloned()),
             links: self.links.into(),
+            quarantine: self.durable.quarantine.all().cloned().collect(),
         }
     }
 

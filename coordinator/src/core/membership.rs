@@ -32,6 +32,10 @@ impl Core {
             fx.push(Effect::Send(session, down::Body::Refused(refused)));
             return;
         }
+        if self.durable.data.is_none() {
+            fx.push(Effect::StoreData(hello.data.clone()));
+            self.durable.data = Some(hello.data.clone());
+        }
         let mut holds_state = hello.has_state;
         if let Some(text) = self.merge_receipts(&hello.receipts) {
             if self.same_bits() {
@@ -43,6 +47,7 @@ impl Core {
             self.notice(text, fx);
             holds_state = false;
         }
+        self.learn_decided(&hello);
         let known = self.workers.get(&id).map(|w| (w.session, w.incarnation));
         if known.is_some_and(|(newer, _)| newer > session) {
             // A hello that was overtaken by a later one.
@@ -102,9 +107,22 @@ impl Core {
         }
     }
 
+    /// What a worker holds proves that steps were committed; a gradient that it had reported to an
+    /// earlier term may have been.
+    fn learn_decided(&mut self, hello: &v1::Hello) {
+        let told_before = hello.term != self.s.term && !hello.pending_digest.is_empty();
+        let applied = if hello.has_state { hello.applied } else { 0 };
+        let received = hello.receipts.last().map_or(0, |r| r.step + 1);
+        let known = received.max(applied + u64::from(told_before));
+        self.decided = self.decided.max(known);
+    }
+
     fn refusal(&self, hello: &v1::Hello) -> Option<String> {
         if hello.run_id != self.s.run_id {
             return Some("it belongs to another run: configuration or root differ".into());
+        }
+        if let Some(reason) = self.data_refusal(&hello.data) {
+            return Some(reason);
         }
         let others = self
             .workers

@@ -10,18 +10,21 @@ mod finish;
 mod generation;
 mod links;
 mod membership;
+mod quarantine;
+mod receipt;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
-use belfry_proto::{Digest, LaneRange, lanes};
+use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
 use checkpoint::OpenCheckpoint;
-pub use checkpoint::manifest_file;
+pub use checkpoint::{manifest_file, without_lanes};
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
+pub use receipt::LANE_DIGEST_BYTES;
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Millis = u64;
@@ -35,6 +38,8 @@ pub struct Settings {
     pub lanes: u32,
     /// Micro-batches of a step, by which losses are divided.
     pub micro_batches: u32,
+    /// Pairs that one lane trains in one step.
+    pub pairs_per_lane: u64,
     /// Optimizer updates in total.
     pub steps_total: u64,
     /// Below this the run waits.
@@ -53,6 +58,8 @@ pub struct Settings {
     pub evaluates: bool,
     /// How gradients are to be summed.
     pub links: LinkPolicy,
+    /// Shards that the run may do without.
+    pub quarantine_shards_max: u32,
     /// This leadership.
     pub term: u64,
 }
@@ -62,7 +69,13 @@ pub struct Settings {
 pub struct Durable {
     /// Highest generation journaled.
     pub generation: u64,
-    /// Receipts in the ledger, by step.
+    /// Updates that the journal knows to be committed.
+    pub committed: u64,
+    /// Shards under quarantine, as journaled.
+    pub quarantine: Schedule,
+    /// What the run trains and validates on, once a worker has said it.
+    pub data: Option<Vec<v1::Dataset>>,
+    /// Receipts in the ledger, by step, without their lanes.
     pub receipts: BTreeMap<u64, v1::StepRecord>,
     /// Evaluations, by step.
     pub evaluations: BTreeMap<u64, v1::Evaluated>,
@@ -111,11 +124,15 @@ pub enum Effect {
     Journal {
         /// The generation from now on.
         generation: u64,
-        /// Committed updates.
+        /// Updates known to be committed, by this term or an earlier one.
         committed: u64,
         /// Its members.
         members: Vec<u64>,
+        /// All shards under quarantine.
+        quarantine: Vec<v1::Shard>,
     },
+    /// Write down what the run trains on; what follows waits for it.
+    StoreData(Vec<v1::Dataset>),
     /// Say this in a session.
     Send(u64, down::Body),
     /// End a session.
@@ -213,6 +230,9 @@ pub struct Core {
     requests: u64,
     /// Committed updates: the open step.
     committed: u64,
+    /// Updates known to be committed at any time: what lies below may be computed again, to the same
+    /// bits, but not decided again.
+    decided: u64,
     /// Digest of the gradient committed last, if this term saw it.
     committed_digest: Option<Digest>,
     members: Vec<u64>,
@@ -240,6 +260,7 @@ pub struct Core {
 impl Core {
     /// A leader at `now` that has heard of nobody yet.
     pub fn new(now: Millis, settings: Settings, durable: Durable) -> Self {
+        let receipts_durable = durable.receipts.keys().last().map_or(0, |s| s + 1);
         Core {
             phase: Phase::Gathering { since: now },
             workers: BTreeMap::new(),
@@ -247,6 +268,7 @@ impl Core {
             last_tick: now,
             requests: 0,
             committed: 0,
+            decided: durable.committed.max(receipts_durable),
             committed_digest: None,
             members: Vec::new(),
             nodes_now: BTreeMap::new(),
@@ -262,7 +284,7 @@ impl Core {
             exported: None,
             checkpoint: None,
             receipts: BTreeMap::new(),
-            receipts_durable: durable.receipts.keys().last().map_or(0, |s| s + 1),
+            receipts_durable,
             storing_receipts: false,
             waiting_for: String::new(),
             s: settings,
@@ -371,6 +393,7 @@ impl Core {
                     self.notice(format!("worker {id} reports trouble: {}", t.detail), fx);
                 }
             }
+            up::Body::Unreadable(report) => self.take_unreadable(now, id, report, fx),
             up::Body::StateReady(ready) => self.state_ready(now, id, ready, fx),
             up::Body::PartStored(part) => self.part_stored(part, fx),
             up::Body::Evaluated(evaluated) => self.take_evaluated(id, evaluated, fx),

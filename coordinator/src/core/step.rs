@@ -153,6 +153,7 @@ impl Core {
             self.send(*id, down::Body::Commit(commit), fx);
         }
         self.committed = step + 1;
+        self.decided = self.decided.max(self.committed);
         self.committed_digest = Digest::from_bytes(&digest);
         self.ready.clear();
         self.troubles = 0;
@@ -171,51 +172,5 @@ impl Core {
         if last {
             self.phase = Phase::Finishing;
         }
-    }
-
-    /// The step's receipt: lane reports folded in f64 in lane order.
-    fn receipt(&self) -> Result<v1::StepRecord, String> {
-        let mut lanes: BTreeMap<u32, &v1::LaneReport> = BTreeMap::new();
-        let reports = self.ready.values().flat_map(|r| &r.lanes);
-        lanes.extend(reports.map(|report| (report.lane, report)));
-        if let Some(lane) = (0..self.s.lanes).find(|lane| !lanes.contains_key(lane)) {
-            let step = self.committed;
-            return Err(format!("step {step}: nobody reported lane {lane}"));
-        }
-        let mut sum = v1::LaneReport::default();
-        let mut pairs_digest = 0u128;
-        for lane in lanes.values() {
-            sum.mlm_loss += lane.mlm_loss;
-            sum.itm_loss += lane.itm_loss;
-            sum.mlm_masked += lane.mlm_masked;
-            sum.mlm_correct += lane.mlm_correct;
-            sum.itm_correct += lane.itm_correct;
-            sum.pairs += lane.pairs;
-            sum.unmasked_micro_batches += lane.unmasked_micro_batches;
-            let digest = Digest::from_bytes(&lane.pairs_digest).map_or(0, |d| d.0);
-            pairs_digest = pairs_digest.rotate_left(7) ^ digest;
-        }
-        let micro_batches = f64::from(self.s.micro_batches);
-        let share = |part: u64, of: u64| {
-            if of == 0 {
-                0.0
-            } else {
-                part as f64 / of as f64
-            }
-        };
-        let first = self.ready.values().next();
-        let digest = first.and_then(|r| Digest::from_bytes(&r.sum_digest));
-        Ok(v1::StepRecord {
-            step: self.committed,
-            mlm_loss: sum.mlm_loss / micro_batches,
-            itm_loss: sum.itm_loss / micro_batches,
-            mlm_accuracy: share(sum.mlm_correct, sum.mlm_masked),
-            itm_accuracy: share(sum.itm_correct, sum.pairs),
-            mlm_masked: sum.mlm_masked,
-            pairs: sum.pairs,
-            unmasked_micro_batches: sum.unmasked_micro_batches,
-            sum_digest: digest.map(|d| d.to_string()).unwrap_or_default(),
-            pairs_digest: Digest(pairs_digest).to_string(),
-        })
     }
 }

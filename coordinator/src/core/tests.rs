@@ -2,11 +2,15 @@
 
 use super::*;
 
+mod quarantine;
+mod receipt;
+
 fn settings(workers: usize) -> Settings {
     Settings {
         run_id: "run".into(),
         lanes: 4,
         micro_batches: 4,
+        pairs_per_lane: 1,
         steps_total: 3,
         min_workers: 1,
         expected_workers: workers,
@@ -16,13 +20,19 @@ fn settings(workers: usize) -> Settings {
         nodes_max: 4,
         evaluates: false,
         links: LinkPolicy::Tcp,
+        quarantine_shards_max: 2,
         term: 1,
     }
 }
 
 /// A core that trains with `workers` workers, in sessions 100, 101, ….
 fn training(workers: u64, durable: Durable) -> Core {
-    let mut core = Core::new(0, settings(workers as usize), durable);
+    training_as(settings(workers as usize), durable)
+}
+
+fn training_as(settings: Settings, durable: Durable) -> Core {
+    let workers = settings.expected_workers as u64;
+    let mut core = Core::new(0, settings, durable);
     for id in 0..workers {
         core.apply(0, Event::Hello(100 + id, hello(id)));
     }
