@@ -14,7 +14,7 @@ use crate::error::DataError;
 use crate::host_batch::HostBatch;
 use crate::image::clip_transform;
 use crate::mask;
-use crate::order::{Order, PairPlace, ShardPairs};
+use crate::old_order::{Order, PairPlace, ShardPairs};
 use crate::quarantine::Quarantine;
 use crate::text::Text;
 
