@@ -59,12 +59,13 @@ fn a_quarantine_is_journaled_and_the_open_step_begins_again_for_all() {
         panic!("{effects:?}")
     };
     assert_eq!(*generation, before + 1);
-    assert_eq!(quarantine[..], [lost.clone()]);
+    assert_eq!(quarantine[..], *std::slice::from_ref(&lost));
     for session in [100, 101] {
         let [down::Body::OpenGeneration(open)] = sent(&effects, session)[..] else {
             panic!("{effects:?}")
         };
-        assert_eq!((open.step, &open.quarantine[..]), (1, &[lost.clone()][..]));
+        assert_eq!(open.step, 1);
+        assert_eq!(open.quarantine[..], *std::slice::from_ref(&lost));
     }
     // A report of the generation before is about a choice that has been made.
     let mut late = v1::Unreadable {
