@@ -189,6 +189,8 @@ pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorEr
     Ok(Durable {
         generation: journal.generation,
         committed: journal.committed,
+        horizon: journal.horizon,
+        members: journal.members.clone(),
         quarantine: quarantine.collect(),
         data: identity::read(root).await?,
         receipts: ledger::read(root, |receipt| without_lanes(&receipt)).await?,

@@ -20,8 +20,11 @@ pub struct Entry {
     pub address: String,
     /// Highest generation announced.
     pub generation: u64,
-    /// Updates that were known to be committed when it was written.
+    /// Updates below this one count as committed.
     pub committed: u64,
+    /// No update at or beyond this one is committed before the next entry.
+    #[serde(default)]
+    pub horizon: u64,
     /// Members of the generation.
     pub members: Vec<u64>,
     /// All shards under quarantine, each from its step on.
@@ -101,6 +104,7 @@ impl Journal {
             address: String::new(),
             generation: 0,
             committed: 0,
+            horizon: 0,
             members: Vec::new(),
             quarantine: Vec::new(),
         };

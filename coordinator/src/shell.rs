@@ -27,6 +27,9 @@ const INBOX_MAX: usize = 1024;
 const STORED_MAX: usize = 64;
 /// Events that a watcher may lag behind.
 const EVENTS_MAX: usize = 4096;
+/// Steps between journal entries while nothing happens: one put in so many steps, and so many steps
+/// that a term which finds nobody alive takes for committed.
+const HORIZON_STEPS: u64 = 64;
 /// Ticks per longest tolerated silence.
 const TICKS_PER_STALL: u32 = 40;
 /// Time that farewells and last writes get.
@@ -164,6 +167,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
             (Transport::NcclRing, _) => LinkPolicy::Ring,
         },
         quarantine_shards_max: config.data.quarantine_shards_max,
+        horizon_steps: HORIZON_STEPS,
         term: journal.last().term,
     }
 }
@@ -214,12 +218,14 @@ impl Shell {
             Effect::Journal {
                 generation,
                 committed,
+                horizon,
                 members,
                 quarantine,
             } => {
                 let entry = Entry {
                     generation,
                     committed,
+                    horizon,
                     members,
                     quarantine: quarantine.into_iter().map(Into::into).collect(),
                     ..self.journal.last().clone()

@@ -166,6 +166,7 @@ impl Shell {
             data_address: endpoint.local_addr().to_string(),
             lanes: config.batch.lanes,
             device,
+            data: compute.identity.clone(),
         };
         tracing::info!(?identity, "worker is up");
         Ok(Shell {
@@ -193,14 +194,23 @@ impl Shell {
         match effect {
             Effect::Send(body) => self.link.send(body),
             Effect::Reconnect => self.link.reset(),
-            Effect::Compute { step, lane } => {
+            Effect::Compute {
+                step,
+                lane,
+                quarantine,
+            } => {
                 let state = self.state_of(step)?;
-                self.compute.submit(Job::Lane { lane, state })?;
+                self.compute.submit(Job::Lane {
+                    lane,
+                    state,
+                    quarantine,
+                })?;
             }
             // Links between devices read a node where it is.
             Effect::Stage { .. } if self.linked => {}
             Effect::Stage { step, node, sum } => self.staging.begin(step, node, sum),
-            Effect::Prefetch { step, lanes } => self.compute.data.prefetch(step, &lanes),
+            Effect::Unstage => self.staging.clear(),
+            Effect::Prefetch { step, lanes, .. } => self.compute.data.prefetch(step, &lanes),
             Effect::MakeId { generation } => self.make_id(generation),
             Effect::Reduce(exchange) => self.reduce(exchange)?,
             Effect::AbortReduce => self.abort_reduce(),

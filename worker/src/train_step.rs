@@ -13,15 +13,16 @@ use std::time::Instant;
 
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, ValidConfig};
-use belfry_data::{DataPlane, HostBatch, Quarantine, Split};
+use belfry_data::{
+    DataError, DataPlane, DatasetIdentity, HostBatch, Quarantine, Split, identities, pairs_digest,
+};
 use belfry_model::{
     Device, Draws, GradientSum, ManagerTower, MicroBatchReport, ModelError, PretrainBatch,
     PretrainReports, Weights,
 };
-use belfry_proto::v1;
+use belfry_proto::{Digest, v1};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::core::{Event, LateReports};
 use crate::device;
@@ -39,6 +40,8 @@ pub enum Job {
         lane: u32,
         /// The state before the step.
         state: Arc<HeldState>,
+        /// Shards that nobody reads at this step.
+        quarantine: Quarantine,
     },
     /// The complete reports of these lanes of `step`, which were computed before.
     Reports {
@@ -61,6 +64,8 @@ pub struct Compute {
     jobs: mpsc::SyncSender<Job>,
     /// The training data, for prefetch hints.
     pub data: Arc<DataPlane>,
+    /// What it trains and validates on.
+    pub identity: Vec<v1::Dataset>,
     /// The model's structure.
     pub model: Arc<ManagerTower>,
     place: Place,
@@ -79,6 +84,7 @@ impl Compute {
         let device = device::open(&config.run.device)?;
         let place = Place::new(&device, config.run.device == CPU_APART);
         let data = Arc::new(DataPlane::open(config, cache_dir, Split::Train)?);
+        let identity = identity(config)?;
         let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
         let model = Arc::new(model.recomputing(config.batch.recompute));
         let (jobs, queue) = mpsc::sync_channel(JOBS_MAX);
@@ -86,6 +92,7 @@ impl Compute {
             config: config.clone(),
             cache_dir: cache_dir.to_owned(),
             data: Arc::clone(&data),
+            identity: identity.clone(),
             model: Arc::clone(&model),
             device,
             weights: StepWeights::default(),
@@ -105,6 +112,7 @@ impl Compute {
         Ok(Compute {
             jobs,
             data,
+            identity,
             model,
             place,
         })
@@ -130,6 +138,7 @@ struct Room {
     config: ValidConfig,
     cache_dir: std::path::PathBuf,
     data: Arc<DataPlane>,
+    identity: Vec<v1::Dataset>,
     model: Arc<ManagerTower>,
     device: Device,
     weights: StepWeights,
@@ -178,7 +187,11 @@ impl Waiting {
 impl Room {
     fn run(&mut self, job: Job) -> Result<Option<Event>, String> {
         match job {
-            Job::Lane { lane, state } => self.lane(lane, &state).map(Some),
+            Job::Lane {
+                lane,
+                state,
+                quarantine,
+            } => self.lane(lane, &state, &quarantine).map(Some),
             Job::Reports {
                 step,
                 lanes,
@@ -207,14 +220,19 @@ impl Room {
         weights.map_err(|e| format!("step {}: {e}", state.step()))
     }
 
-    fn lane(&mut self, lane: u32, state: &Arc<HeldState>) -> Result<Event, String> {
+    fn lane(
+        &mut self,
+        lane: u32,
+        state: &Arc<HeldState>,
+        quarantine: &Quarantine,
+    ) -> Result<Event, String> {
         let step = state.step();
         let begun = Instant::now();
         let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
-        let batches = self
-            .data
-            .lane_step(step, lane, &Quarantine::new())
-            .map_err(|e| at(&e))?;
+        let batches = match self.data.lane_step(step, lane, quarantine) {
+            Ok(batches) => batches,
+            Err(error) => return unreadable(step, lane, &error).ok_or_else(|| at(&error)),
+        };
         let weights = self.weights(state)?;
         let root = Key::new(self.config.run.seed, Purpose::Dropout)
             .with(step)
@@ -224,7 +242,7 @@ impl Room {
             lane,
             ..Default::default()
         };
-        let (mut reports, mut pairs) = (Vec::new(), Xxh3::new());
+        let mut reports = Vec::new();
         let group = self.config.batch.device_batch as usize;
         for (index, group_batches) in batches.chunks(group).enumerate() {
             let keys: Vec<Key> = (0..group_batches.len())
@@ -236,11 +254,9 @@ impl Room {
                 .model
                 .pretrain_step(&weights, &inputs, Draws::Keys(&keys), target);
             reports.push(step.map_err(|e| at(&e))?);
-            for id in group_batches.iter().flat_map(|b| &b.pair_ids) {
-                pairs.update(&id.to_le_bytes());
-            }
         }
-        report.pairs_digest = pairs.digest128().to_le_bytes().to_vec();
+        let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
+        report.pairs_digest = Digest(pairs_digest(ids)).to_bytes();
         let mut seconds = 0.0;
         if weights.on_host() {
             read_reports(&mut report, reports).map_err(|e| at(&e))?;
@@ -261,6 +277,9 @@ impl Room {
     fn evaluate(&mut self, state: &Arc<HeldState>) -> Result<v1::Evaluated, String> {
         let data = DataPlane::open(&self.config, &self.cache_dir, Split::Validation)
             .map_err(|e| e.to_string())?;
+        if identity(&self.config).map_err(|e| e.to_string())? != self.identity {
+            return Err("data.train or data.validation was replaced while the run trained".into());
+        }
         let weights = self.weights(state)?;
         let mut sum = v1::LaneReport::default();
         let mut micro_batches = 0u32;
@@ -285,6 +304,45 @@ impl Room {
             error: String::new(),
         })
     }
+}
+
+/// What the configured datasets are, for the coordinator to compare.
+fn identity(config: &ValidConfig) -> Result<Vec<v1::Dataset>, WorkerError> {
+    let mut all = identities(config, Split::Train)?;
+    all.extend(identities(config, Split::Validation)?);
+    let dataset = |d: DatasetIdentity| v1::Dataset {
+        key: d.split.key().into(),
+        path: d.path,
+        manifest_sha256: d.manifest_sha256,
+        pairs: d.pairs,
+    };
+    Ok(all.into_iter().map(dataset).collect())
+}
+
+/// A lane that a shard keeps from being computed; another error is none that a quarantine mends.
+fn unreadable(step: u64, lane: u32, error: &DataError) -> Option<Event> {
+    let DataError::Unreadable {
+        dataset,
+        shard,
+        name,
+        ..
+    } = error
+    else {
+        return None;
+    };
+    let file = name.rsplit('/').next().unwrap_or(name);
+    let shard = v1::Shard {
+        dataset: *dataset,
+        shard: *shard,
+        file: file.to_owned(),
+        from_step: 0,
+    };
+    Some(Event::Unreadable {
+        step,
+        lane,
+        shards: vec![shard],
+        detail: format!("lane {lane}: {error}"),
+    })
 }
 
 /// Adds what the device says of a lane's device batches, in their order.

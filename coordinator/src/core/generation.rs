@@ -48,12 +48,7 @@ impl Core {
         let linked = self.choose_links(fx);
         self.await_ids(now, &linked);
         (self.links, self.groups) = (linked.links, linked.groups);
-        fx.push(Effect::Journal {
-            generation: self.generation,
-            committed: self.decided,
-            members: self.members.clone(),
-            quarantine: self.durable.quarantine.all().cloned().collect(),
-        });
+        self.write_down(fx);
         let open = self.announcement();
         for id in &self.members {
             self.send(*id, down::Body::OpenGeneration(open.clone()), fx);
@@ -71,6 +66,19 @@ impl Core {
             self.members.len()
         );
         self.notice(text, fx);
+    }
+
+    /// Journals what a next term must know.
+    pub(super) fn write_down(&mut self, fx: &mut Vec<Effect>) {
+        let horizon = self.committed + self.s.horizon_steps;
+        self.horizon = self.horizon.max(horizon.min(self.s.steps_total));
+        fx.push(Effect::Journal {
+            generation: self.generation,
+            committed: self.decided_below(),
+            horizon: self.horizon,
+            members: self.members.clone(),
+            quarantine: self.durable.quarantine.all().cloned().collect(),
+        });
     }
 
     fn announcement(&self) -> v1::OpenGeneration {

@@ -107,16 +107,6 @@ impl Core {
         }
     }
 
-    /// What a worker holds proves that steps were committed; a gradient that it had reported to an
-    /// earlier term may have been.
-    fn learn_decided(&mut self, hello: &v1::Hello) {
-        let told_before = hello.term != self.s.term && !hello.pending_digest.is_empty();
-        let applied = if hello.has_state { hello.applied } else { 0 };
-        let received = hello.receipts.last().map_or(0, |r| r.step + 1);
-        let known = received.max(applied + u64::from(told_before));
-        self.decided = self.decided.max(known);
-    }
-
     fn refusal(&self, hello: &v1::Hello) -> Option<String> {
         if hello.run_id != self.s.run_id {
             return Some("it belongs to another run: configuration or root differ".into());

@@ -60,6 +60,8 @@ pub struct Settings {
     pub links: LinkPolicy,
     /// Shards that the run may do without.
     pub quarantine_shards_max: u32,
+    /// Steps that may be committed beyond the newest journal entry.
+    pub horizon_steps: u64,
     /// This leadership.
     pub term: u64,
 }
@@ -69,8 +71,12 @@ pub struct Settings {
 pub struct Durable {
     /// Highest generation journaled.
     pub generation: u64,
-    /// Updates that the journal knows to be committed.
+    /// Updates that the journal takes for committed.
     pub committed: u64,
+    /// No update at or beyond this one was committed.
+    pub horizon: u64,
+    /// Members of the generation journaled last.
+    pub members: Vec<u64>,
     /// Shards under quarantine, as journaled.
     pub quarantine: Schedule,
     /// What the run trains and validates on, once a worker has said it.
@@ -124,8 +130,10 @@ pub enum Effect {
     Journal {
         /// The generation from now on.
         generation: u64,
-        /// Updates known to be committed, by this term or an earlier one.
+        /// Updates below this one count as committed, by this term or an earlier one.
         committed: u64,
+        /// Updates from this one on will not be committed without another entry.
+        horizon: u64,
         /// Its members.
         members: Vec<u64>,
         /// All shards under quarantine.
@@ -230,9 +238,12 @@ pub struct Core {
     requests: u64,
     /// Committed updates: the open step.
     committed: u64,
-    /// Updates known to be committed at any time: what lies below may be computed again, to the same
-    /// bits, but not decided again.
+    /// Updates known to be committed, also where they are being computed again.
     decided: u64,
+    /// Updates below this one may have been committed by earlier terms.
+    unsure_below: u64,
+    /// No update at or beyond this one is committed before another journal entry.
+    horizon: u64,
     /// Digest of the gradient committed last, if this term saw it.
     committed_digest: Option<Digest>,
     members: Vec<u64>,
@@ -269,6 +280,8 @@ impl Core {
             requests: 0,
             committed: 0,
             decided: durable.committed.max(receipts_durable),
+            unsure_below: durable.horizon,
+            horizon: durable.horizon,
             committed_digest: None,
             members: Vec::new(),
             nodes_now: BTreeMap::new(),

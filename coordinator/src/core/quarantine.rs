@@ -2,9 +2,12 @@
 //!
 //! Such a choice cannot be derived from configuration and data. It holds from the open step on, is
 //! journaled with the generation that opens on it, before any commit that uses it, and the open step
-//! is computed again by all, as if the shard had been known to be lost when it began. A step that was
-//! committed before is never decided again: its recomputation needs the same pairs, so there an
-//! unreadable shard stops the run.
+//! is computed again by all, as if the shard had been known to be lost when it began.
+//!
+//! A step that was committed before is never decided again: its recomputation needs the same pairs,
+//! so there an unreadable shard stops the run. A term knows what it committed itself. Of earlier terms
+//! it knows the journal's horizon, which no commit passes without another entry; and a commit needs
+//! the ready of every member, so what one of the last members holds tells how far they can have come.
 
 use super::*;
 
@@ -61,11 +64,11 @@ impl Core {
             let name = self.shard_name(shard);
             return Some(format!("{name} is under quarantine and must not be read"));
         }
-        if step < self.decided {
+        if step < self.decided_below() {
             return Some(format!(
                 "steps up to {} were committed before or may have been, and are computed again from the \
                  same pairs only: restore the shard and go on with --resume",
-                self.decided - 1
+                self.decided_below() - 1
             ));
         }
         if known.len() + report.shards.len() <= max as usize {
@@ -84,6 +87,29 @@ impl Core {
              --resume",
             lost.join(", ")
         ))
+    }
+
+    /// Steps below this one were committed, or may have been.
+    pub(super) fn decided_below(&self) -> u64 {
+        self.decided.max(self.unsure_below)
+    }
+
+    /// What a worker holds proves that steps were committed, and a last member's that no others were.
+    pub(super) fn learn_decided(&mut self, hello: &v1::Hello) {
+        let received = hello.receipts.last().map_or(0, |r| r.step + 1);
+        self.decided = self.decided.max(received);
+        if !hello.has_state {
+            return;
+        }
+        self.decided = self.decided.max(hello.applied);
+        // Since it loaded its state it was a member: it applied a step, or reported a gradient.
+        let (applied, ready) = (&hello.applied_digest, !hello.pending_digest.is_empty());
+        let took_part = ready || !applied.is_empty();
+        let was_member = self.durable.members.contains(&hello.worker_id);
+        if took_part && was_member && hello.term < self.s.term {
+            let bound = hello.applied + u64::from(ready);
+            self.unsure_below = self.unsure_below.min(bound);
+        }
     }
 
     fn shard_name(&self, shard: &v1::Shard) -> String {

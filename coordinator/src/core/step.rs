@@ -135,6 +135,9 @@ impl Core {
         {
             return self.fail(text, fx);
         }
+        if step >= self.horizon {
+            self.write_down(fx);
+        }
         let first = self.ready.values().next();
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
         let mut parts = self.snapshot_parts(step + 1, fx);

@@ -21,6 +21,7 @@ fn settings(workers: usize) -> Settings {
         evaluates: false,
         links: LinkPolicy::Tcp,
         quarantine_shards_max: 2,
+        horizon_steps: 64,
         term: 1,
     }
 }

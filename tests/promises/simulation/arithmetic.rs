@@ -4,14 +4,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use belfry_data::Quarantine;
 use belfry_proto::lanes::root;
-use belfry_proto::{Digest, LaneRange};
+use belfry_proto::{Digest, LaneRange, Schedule};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::world::Sizes;
 
 /// Floats of a gradient.
 const LEN: u64 = 3;
+
+/// Shards of the simulated dataset.
+pub const SHARDS: u32 = 8;
 
 /// The state after some updates stands for its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +24,38 @@ pub struct State {
     pub value: u64,
 }
 
-pub fn gradient(state: State, lane: u32) -> Vec<f32> {
-    let key = xxh3_64(&[state.value.to_le_bytes(), u64::from(lane).to_le_bytes()].concat());
+/// The shard that a lane reads at a step when all are there.
+pub fn first_choice(step: u64, lane: u32) -> u32 {
+    ((step * 5 + u64::from(lane)) % u64::from(SHARDS)) as u32
+}
+
+/// The shard that it reads under a quarantine: the next one that is not lost.
+pub fn shard_read(step: u64, lane: u32, quarantine: &Quarantine) -> u32 {
+    let lost = |shard: &u32| {
+        let dataset = 0;
+        let shard = *shard;
+        quarantine.contains(&belfry_data::ShardRef { dataset, shard })
+    };
+    let first = first_choice(step, lane);
+    let mut choices = (first..first + SHARDS).map(|shard| shard % SHARDS);
+    choices
+        .find(|shard| !lost(shard))
+        .expect("not all are lost")
+}
+
+/// Shards under quarantine at a step.
+pub fn quarantine_at(schedule: &Schedule, step: u64) -> Quarantine {
+    let shards = schedule.at(step).map(|s| belfry_data::ShardRef {
+        dataset: s.dataset,
+        shard: s.shard,
+    });
+    shards.collect()
+}
+
+/// The gradient of a lane that read this shard.
+pub fn gradient(state: State, lane: u32, shard: u32) -> Vec<f32> {
+    let read = u64::from(lane) << 32 | u64::from(shard);
+    let key = xxh3_64(&[state.value.to_le_bytes(), read.to_le_bytes()].concat());
     (0..LEN)
         .map(|i| 0.1 + (key.rotate_left(i as u32 * 13) % 1000) as f32 * 1.000_1e-3)
         .collect()
@@ -54,8 +88,9 @@ pub fn state_digest(state: State) -> Digest {
     Digest(u128::from(state.value))
 }
 
-/// The states before every step and the digests of their gradients, computed serially.
-pub fn reference(sizes: Sizes) -> Vec<(State, Digest)> {
+/// The states before every step and the digests of their gradients, computed serially, as if every
+/// quarantine had been known when its first step began.
+pub fn reference(sizes: Sizes, schedule: &Schedule) -> Vec<(State, Digest)> {
     let mut state = State { step: 0, value: 1 };
     let mut all = Vec::new();
     for _ in 0..=sizes.steps {
@@ -63,7 +98,11 @@ pub fn reference(sizes: Sizes) -> Vec<(State, Digest)> {
             start: lane,
             end: lane + 1,
         };
-        let leaves = (0..sizes.lanes).map(|l| (leaf(l), Arc::new(gradient(state, l))));
+        let quarantine = quarantine_at(schedule, state.step);
+        let leaves = (0..sizes.lanes).map(|l| {
+            let shard = shard_read(state.step, l, &quarantine);
+            (leaf(l), Arc::new(gradient(state, l, shard)))
+        });
         let sum = tree_sum(root(sizes.lanes), &leaves.collect()).expect("all lanes");
         all.push((state, digest(&sum)));
         state = updated(state, &sum);

@@ -1,9 +1,9 @@
 //! The coordinator's shell in the simulation: its effects become messages and durable files.
 
 use belfry_coordinator::core as lead;
-use belfry_proto::v1;
+use belfry_proto::{Schedule, v1};
 
-use super::arithmetic::part_hash;
+use super::arithmetic::{first_choice, part_hash, quarantine_at, reference};
 use super::world::{Happening, Job, World};
 
 impl World {
@@ -13,6 +13,7 @@ impl World {
             run_id: "run".into(),
             lanes: self.sizes.lanes,
             micro_batches: self.sizes.lanes,
+            pairs_per_lane: 1,
             steps_total: self.sizes.steps,
             min_workers: 1,
             expected_workers: self.sizes.workers,
@@ -22,6 +23,8 @@ impl World {
             nodes_max: 4,
             evaluates: true,
             links: self.sizes.links,
+            quarantine_shards_max: self.sizes.quarantine_shards_max,
+            horizon_steps: self.sizes.horizon_steps,
             term: self.coordinator_life,
         };
         let core = lead::Core::new(self.now, settings, self.durable.clone());
@@ -45,7 +48,22 @@ impl World {
         use lead::Effect as E;
         let life = self.coordinator_life;
         match effect {
-            E::Journal { generation, .. } => self.durable.generation = generation,
+            E::Journal {
+                generation,
+                committed,
+                horizon,
+                members,
+                quarantine,
+            } => {
+                let last = self.commits.keys().last();
+                assert!(last.is_none_or(|s| *s < committed), "it forgets commits");
+                self.durable.generation = generation;
+                self.durable.committed = committed;
+                self.durable.horizon = horizon;
+                self.durable.members = members;
+                self.journal_quarantine(quarantine.into_iter().collect());
+            }
+            E::StoreData(data) => self.durable.data = Some(data),
             E::Send(session, body) => {
                 let delay = 1 + self.below(20);
                 let session_state = self.sessions.get_mut(&session).expect("a known session");
@@ -102,11 +120,49 @@ impl World {
                     let expected = self.reference[record.step as usize].1;
                     assert_eq!(record.sum_digest, expected.to_string(), "a committed sum");
                     assert_eq!(record.pairs, u64::from(self.sizes.lanes), "every lane once");
+                    self.check_quarantine(&record);
+                    assert!(record.step < self.durable.horizon, "beyond the journal");
                     *self.commits.entry(record.step).or_default() += 1;
                 }
             }
             E::Finish { success, reason } => self.outcome = Some((success, reason)),
         }
+    }
+
+    /// What may be chosen: shards are added, none goes, and no step that ever was committed is touched.
+    /// From its first step on the choice is part of what the bits must be.
+    fn journal_quarantine(&mut self, chosen: Schedule) {
+        if chosen == self.durable.quarantine {
+            return;
+        }
+        let before = &self.durable.quarantine;
+        let kept = before.all().all(|shard| chosen.find(shard) == Some(shard));
+        assert!(kept, "a quarantine grows only");
+        assert!(chosen.len() <= self.sizes.quarantine_shards_max as usize);
+        for shard in chosen.all().filter(|s| before.find(s).is_none()) {
+            let step = shard.from_step;
+            let stored = self.durable.receipts.range(step..).next();
+            assert_eq!(stored, None, "the ledger has step {step} already");
+            let committed = self.commits.range(step..).next();
+            assert_eq!(committed, None, "step {step} was committed already");
+        }
+        let reference = reference(self.sizes, &chosen);
+        let from = chosen.all().filter(|s| before.find(s).is_none());
+        let from = from.map(|s| s.from_step).min().expect("it grew") as usize;
+        assert_eq!(reference[from].0, self.reference[from].0, "the past stays");
+        self.reference = reference;
+        self.durable.quarantine = chosen;
+        self.quarantines += 1;
+    }
+
+    /// The receipt names what was journaled before its commit.
+    fn check_quarantine(&self, record: &v1::StepRecord) {
+        let journaled: Vec<v1::Shard> = self.durable.quarantine.at(record.step).cloned().collect();
+        assert_eq!(record.quarantine, journaled, "of step {}", record.step);
+        let lost = quarantine_at(&self.durable.quarantine, record.step);
+        let natural = (0..self.sizes.lanes).map(|lane| first_choice(record.step, lane));
+        let replaced = natural.filter(|shard| lost.iter().any(|l| l.shard == *shard));
+        assert_eq!(record.substituted, replaced.count() as u64);
     }
 
     /// A write lands whether or not who asked for it still lives.

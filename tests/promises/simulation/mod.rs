@@ -9,6 +9,7 @@ mod coordinator;
 mod workers;
 mod world;
 
+use arithmetic::SHARDS;
 use belfry_coordinator::core::LinkPolicy;
 use world::{Fault, Sizes, World};
 
@@ -35,6 +36,8 @@ fn world(seed: u64) -> World {
             stall_ms: 1_000,
             links: LinkPolicy::Tcp,
             lacks_links: false,
+            quarantine_shards_max: 0,
+            horizon_steps: 64,
         },
     );
     let sizes = Sizes {
@@ -52,20 +55,25 @@ fn world(seed: u64) -> World {
             LinkPolicy::Device { hierarchical: true },
         ][world.below(3) as usize],
         lacks_links: world.below(4) == 0,
+        quarantine_shards_max: world.below(4) as u32,
+        horizon_steps: 1 + world.below(6),
     };
     let mut world = World::new(seed.wrapping_mul(31) + 7, sizes);
     for _ in 0..world.below(9) {
         let at = world.below(FAULTS_UNTIL_MS);
         let worker = world.below(sizes.workers as u64) as usize;
         let time = world.below(4_000);
-        let fault = match world.below(9) {
+        let shard = world.below(SHARDS.into()) as u32;
+        let fault = match world.below(11) {
             0 | 1 => Fault::KillWorker(worker),
             2 | 3 => Fault::KillCoordinator,
             4 => Fault::PauseWorker(worker, time),
             5 => Fault::PauseCoordinator(time),
             6 => Fault::CutSession(worker),
             7 => Fault::BreakExchange(worker),
-            _ => Fault::Terminate(worker),
+            8 => Fault::Terminate(worker),
+            9 => Fault::LoseShard(Some(worker), shard),
+            _ => Fault::LoseShard(None, shard),
         };
         world.schedule(at, fault);
     }
@@ -104,17 +112,26 @@ fn faults_at_any_moment_change_no_bit_and_stop_no_run() {
     }
     let seeds = environment("BELFRY_SEEDS").unwrap_or(SEEDS);
     let (mut repeated, mut faults) = (0u64, 0usize);
+    let (mut quarantines, mut restored) = (0, 0);
     for seed in 0..seeds {
         let world = check(seed);
         repeated += world.commits.values().filter(|n| **n > 1).count() as u64;
+        quarantines += world.quarantines;
+        restored += world.restored;
         faults += world
             .log
             .iter()
             .filter(|line| line.contains("FAULT"))
             .count();
     }
-    println!("{seeds} runs, {faults} faults, {repeated} steps committed again to the same bits");
-    assert!(faults > 0, "faults fired");
+    println!(
+        "{seeds} runs, {faults} faults, {repeated} steps committed again to the same bits, \
+         {quarantines} quarantines, {restored} stops until a shard was back"
+    );
+    assert!(
+        faults > 0 && quarantines > 0 && restored > 0,
+        "faults fired"
+    );
 }
 
 /// Without faults a run computes every lane of every step once and opens one generation.
@@ -130,6 +147,8 @@ fn an_undisturbed_run_does_nothing_twice() {
             stall_ms: 1_000,
             links: LinkPolicy::Tcp,
             lacks_links: false,
+            quarantine_shards_max: 0,
+            horizon_steps: 64,
         };
         let mut world = World::new(workers as u64, sizes);
         assert!(world.run(PATIENCE_MS), "the run did not end");

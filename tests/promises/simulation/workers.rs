@@ -7,7 +7,9 @@ use belfry_proto::lanes::root;
 use belfry_proto::v1::{self, worker_message as up};
 use belfry_worker::core as work;
 
-use super::arithmetic::{State, digest, gradient, part_hash, state_digest, tree_sum, updated};
+use super::arithmetic::{
+    State, digest, first_choice, gradient, part_hash, shard_read, state_digest, tree_sum, updated,
+};
 use super::world::{Exchange, ExchangeLinks, Happening, Session, Sizes, Worker, World, address};
 
 /// Longest that a member waits for a peer that lives but does not begin.
@@ -50,12 +52,14 @@ fn check_links(seen: &mut Option<ExchangeLinks>, request: &work::Exchange) {
     }
 }
 
-fn lane_report(lane: u32) -> v1::LaneReport {
+/// Of a lane that read this shard at this step.
+fn lane_report(step: u64, lane: u32, shard: u32) -> v1::LaneReport {
     v1::LaneReport {
         lane,
         pairs: 1,
         mlm_loss: f64::from(lane) * 0.1,
-        pairs_digest: Digest(u128::from(lane) + 1).to_bytes(),
+        pairs_digest: Digest(u128::from(lane) << 32 | u128::from(shard)).to_bytes(),
+        substituted: u64::from(shard != first_choice(step, lane)),
         ..Default::default()
     }
 }
@@ -81,6 +85,7 @@ impl World {
             data_address: address(worker, life),
             lanes: self.sizes.lanes,
             device,
+            data: Vec::new(),
         }));
         self.after(1, Happening::Connect(worker, life));
         self.after(1, Happening::Heartbeat(worker, life));
@@ -162,28 +167,48 @@ impl World {
         match effect {
             E::Send(body) => self.send_up(worker, body),
             E::Reconnect => self.end_session(worker),
-            E::Compute { step, lane } => {
+            E::Compute {
+                step,
+                lane,
+                quarantine,
+            } => {
                 let state = self.held(worker, step);
+                let shard = shard_read(step, lane, &quarantine);
                 let cost = 5 + self.below(20);
                 let done = self.workers[worker].device_free_at.max(self.now) + cost;
                 self.workers[worker].device_free_at = done;
+                if self.is_lost(worker, shard) {
+                    let event = work::Event::Unreadable {
+                        step,
+                        lane,
+                        shards: vec![v1::Shard {
+                            shard,
+                            file: format!("{shard}.tar"),
+                            ..Default::default()
+                        }],
+                        detail: "simulated".into(),
+                    };
+                    self.after(done - self.now, Happening::Worker(worker, life, event));
+                    return;
+                }
                 self.lanes_computed += 1;
+                self.workers[worker].shards_read.insert(lane, shard);
                 let report = match is_apart(worker) {
                     true => v1::LaneReport {
                         lane,
                         ..Default::default()
                     },
-                    false => lane_report(lane),
+                    false => lane_report(step, lane, shard),
                 };
                 let event = work::Event::LaneDone {
                     step,
                     report,
-                    gradient: gradient(state, lane).into(),
+                    gradient: gradient(state, lane, shard).into(),
                     seconds: cost as f64 / 1000.0,
                 };
                 self.after(done - self.now, Happening::Worker(worker, life, event));
             }
-            E::Prefetch { .. } | E::Stage { .. } => {}
+            E::Prefetch { .. } | E::Stage { .. } | E::Unstage => {}
             E::MakeId { generation } => self.make_id(worker, generation),
             E::Reduce(exchange) => self.join(worker, exchange),
             E::AbortReduce => self.leave_exchanges(worker, Vec::new()),
@@ -341,10 +366,13 @@ impl World {
                 exchange.joined.iter().map(|(r, w)| (*r, *w)).collect();
             let members = exchange.members.clone();
             for (rank, (worker, life)) in joined {
+                let shards_read = &self.workers[worker].shards_read;
                 let lanes = members[rank].1.iter().flat_map(|n| n.start..n.end);
                 let late = match is_apart(worker) {
                     true => work::LateReports {
-                        reports: lanes.map(lane_report).collect(),
+                        reports: lanes
+                            .map(|lane| lane_report(id.1, lane, shards_read[&lane]))
+                            .collect(),
                         seconds: 0.01,
                     },
                     false => work::LateReports::default(),

@@ -1,12 +1,12 @@
 //! A cluster in one thread: the production cores of coordinator and workers, with network, store,
 //! devices and clocks replaced by a queue of happenings in virtual time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use belfry_coordinator::core as lead;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
-use belfry_proto::{Digest, LaneRange};
+use belfry_proto::{Digest, LaneRange, Schedule};
 use belfry_worker::core as work;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -24,6 +24,8 @@ pub struct Sizes {
     pub links: lead::LinkPolicy,
     /// Whether some workers have no device links.
     pub lacks_links: bool,
+    pub quarantine_shards_max: u32,
+    pub horizon_steps: u64,
 }
 
 /// What may go wrong.
@@ -40,6 +42,8 @@ pub enum Fault {
     BreakExchange(usize),
     /// The worker is asked to leave, and started again later.
     Terminate(usize),
+    /// A shard stays unreadable from now on: for this worker, or for all.
+    LoseShard(Option<usize>, u32),
 }
 
 pub(super) enum Happening {
@@ -72,6 +76,8 @@ pub(super) struct Worker {
     pub(super) acquisition: u64,
     pub(super) device_free_at: u64,
     pub(super) paused_until: u64,
+    /// The shard that each lane was computed from.
+    pub(super) shards_read: BTreeMap<u32, u32>,
 }
 
 pub(super) struct Session {
@@ -114,6 +120,12 @@ pub struct World {
     pub(super) sessions: BTreeMap<u64, Session>,
     pub(super) exchanges: BTreeMap<(u64, u64), Exchange>,
     pub(super) reference: Vec<(State, Digest)>,
+    /// Shards that cannot be read, for one worker or for all.
+    pub(super) lost_shards: BTreeSet<(Option<usize>, u32)>,
+    /// Choices of a quarantine.
+    pub quarantines: u64,
+    /// Runs that stopped until people brought a shard back.
+    pub restored: u64,
     /// How the run ended.
     pub outcome: Option<(bool, String)>,
     pub result: Option<v1::Exported>,
@@ -131,7 +143,10 @@ pub(super) fn address(worker: usize, life: u64) -> String {
 impl World {
     pub fn new(seed: u64, sizes: Sizes) -> Self {
         let mut world = World {
-            reference: reference(sizes),
+            reference: reference(sizes, &Schedule::default()),
+            lost_shards: BTreeSet::new(),
+            quarantines: 0,
+            restored: 0,
             sizes,
             now: 0,
             number: 0,
@@ -160,6 +175,7 @@ impl World {
                 acquisition: 0,
                 device_free_at: 0,
                 paused_until: 0,
+                shards_read: BTreeMap::new(),
             });
             let delay = world.below(300);
             world.after(delay, Happening::StartWorker(worker));
@@ -204,8 +220,31 @@ impl World {
                 continue;
             }
             self.happen(happening);
+            self.restore_shards();
         }
         true
+    }
+
+    pub(super) fn is_lost(&self, worker: usize, shard: u32) -> bool {
+        let who = [None, Some(worker)];
+        who.iter().any(|w| self.lost_shards.contains(&(*w, shard)))
+    }
+
+    /// A run that cannot do without a shard says so and ends; people bring it back and go on.
+    fn restore_shards(&mut self) {
+        let stopped = |(success, reason): &(bool, String)| !success && reason.contains("restore");
+        if !self.outcome.as_ref().is_some_and(stopped) || self.lost_shards.is_empty() {
+            return;
+        }
+        let (_, reason) = self.outcome.take().expect("it ended");
+        self.say(format!("RESTORED after: {reason}"));
+        self.lost_shards.clear();
+        self.restored += 1;
+        self.coordinator = None;
+        for worker in 0..self.workers.len() {
+            self.kill_worker(worker);
+        }
+        self.after(500, Happening::StartCoordinator);
     }
 
     /// A stopped process gets what happened to it when it goes on.
@@ -323,6 +362,9 @@ impl World {
                 let delay = 200 + self.below(3_000);
                 self.after(delay, Happening::StartCoordinator);
             }
+            Fault::LoseShard(whose, shard) => {
+                self.lost_shards.insert((whose, shard));
+            }
             Fault::PauseWorker(worker, time) => {
                 self.workers[worker].paused_until = self.now + time;
             }
@@ -367,5 +409,10 @@ impl World {
             (0..steps).collect::<Vec<_>>(),
             "every step's receipt"
         );
+        let mut known = 0;
+        for receipt in self.durable.receipts.values() {
+            assert!(receipt.quarantine.len() >= known, "a quarantine grows only");
+            known = receipt.quarantine.len();
+        }
     }
 }

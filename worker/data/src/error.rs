@@ -20,6 +20,21 @@ pub enum DataError {
         /// As packed.
         expected: String,
     },
+    /// A training shard cannot be had, after all attempts.
+    #[error("shard {name} cannot be read ({attempts} attempts): {source}")]
+    Unreadable {
+        /// Its dataset's place in `data.train`.
+        dataset: u32,
+        /// Its place in the manifest.
+        shard: u32,
+        /// The shard with its dataset.
+        name: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// What the last attempt said.
+        #[source]
+        source: Box<DataError>,
+    },
     /// An image cannot be used.
     #[error("shard {shard}, member {member}, offset {offset}: {reason}")]
     Image {

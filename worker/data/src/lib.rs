@@ -6,6 +6,7 @@
 mod cache;
 mod error;
 mod host_batch;
+mod identity;
 mod image;
 mod mask;
 mod old_order;
@@ -17,6 +18,7 @@ mod text;
 
 pub use error::DataError;
 pub use host_batch::HostBatch;
+pub use identity::{DatasetIdentity, found, identities, pairs_digest};
 pub use image::clip_transform;
 pub use order::{Dataset, FalsePair, Nth, PairRef, Sequence, Tail};
 pub use plane::{DataPlane, Split};

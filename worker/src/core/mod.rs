@@ -10,13 +10,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use belfry_data::Quarantine;
 use belfry_model::Gradient;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
-use belfry_proto::{Digest, LaneRange, lanes};
+use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
 use crate::partials::Partials;
 
 mod commit;
+mod generation;
+mod lanes_of_step;
 mod links;
 
 pub use links::Linked;
@@ -42,6 +45,8 @@ pub struct Identity {
     pub lanes: u32,
     /// Where this worker computes.
     pub device: v1::Device,
+    /// What it trains and validates on.
+    pub data: Vec<v1::Dataset>,
 }
 
 /// Something happened.
@@ -59,6 +64,13 @@ pub enum Event {
         report: v1::LaneReport,
         gradient: Gradient,
         seconds: f64,
+    },
+    /// A lane cannot be computed: these shards stay unreadable.
+    Unreadable {
+        step: u64,
+        lane: u32,
+        shards: Vec<v1::Shard>,
+        detail: String,
     },
     /// The all-reduce of this generation finished.
     Reduced {
@@ -112,16 +124,26 @@ pub enum Effect {
     Send(up::Body),
     /// Drop the session and connect again.
     Reconnect,
-    /// Compute one lane's gradient at the present state.
-    Compute { step: u64, lane: u32 },
+    /// Compute one lane's gradient at the present state, without these shards.
+    Compute {
+        step: u64,
+        lane: u32,
+        quarantine: Quarantine,
+    },
+    /// What was staged of the open step does not count any more.
+    Unstage,
     /// A node that this worker brings to the exchange is complete: have it where the exchange reads.
     Stage {
         step: u64,
         node: LaneRange,
         sum: Gradient,
     },
-    /// These lanes will be wanted at `step`.
-    Prefetch { step: u64, lanes: Vec<u32> },
+    /// These lanes will be wanted at `step`, without these shards.
+    Prefetch {
+        step: u64,
+        lanes: Vec<u32>,
+        quarantine: Quarantine,
+    },
     /// Make an id for this generation's device links; answered by [`Event::IdMade`].
     MakeId { generation: u64 },
     /// Start the all-reduce of this generation; a running one is dropped.
@@ -204,6 +226,14 @@ enum Phase {
     Applying,
 }
 
+/// The lane that is being computed.
+#[derive(Debug)]
+struct InFlight {
+    step: u64,
+    lane: u32,
+    quarantine: Quarantine,
+}
+
 /// The worker's side of the step transaction.
 #[derive(Debug)]
 pub struct Core {
@@ -216,7 +246,9 @@ pub struct Core {
     pending: Option<Pending>,
     membership: Option<Membership>,
     partials: Partials,
-    in_flight: Option<(u64, u32)>,
+    in_flight: Option<InFlight>,
+    /// All shards under quarantine, each from its step on.
+    quarantine: Schedule,
     compute_seconds: f64,
     lanes_done: u32,
     deferred: VecDeque<down::Body>,
@@ -244,6 +276,7 @@ impl Core {
             pending: None,
             membership: None,
             in_flight: None,
+            quarantine: Schedule::default(),
             compute_seconds: 0.0,
             lanes_done: 0,
             deferred: VecDeque::new(),
@@ -293,6 +326,12 @@ impl Core {
                 gradient,
                 seconds,
             } => self.lane_done(step, report, gradient, seconds, &mut effects),
+            Event::Unreadable {
+                step,
+                lane,
+                shards,
+                detail,
+            } => self.unreadable((step, lane), shards, detail, &mut effects),
             Event::Reduced {
                 generation,
                 step,
@@ -375,6 +414,7 @@ impl Core {
             nodes: self.partials.nodes().map(Into::into).collect(),
             receipts: self.receipts.values().cloned().collect(),
             device: Some(self.me.device.clone()),
+            data: self.me.data.clone(),
         }
     }
 
@@ -476,140 +516,6 @@ impl Core {
         self.phase = Phase::Idle;
         self.applied = step;
         effects.push(self.state_ready(step, Some(digest), String::new()));
-    }
-
-    fn open_generation(&mut self, m: v1::OpenGeneration, effects: &mut Vec<Effect>) {
-        if !self.accepts(m.term) || m.generation <= self.generation {
-            return;
-        }
-        if !self.has_state() {
-            // The coordinator thinks otherwise: let it see what is held.
-            effects.push(Effect::Reconnect);
-            return;
-        }
-        let Some(rank) = m
-            .members
-            .iter()
-            .position(|w| w.worker_id == self.me.worker_id)
-        else {
-            return;
-        };
-        if self.phase == Phase::Reducing {
-            effects.push(Effect::AbortReduce);
-        }
-        self.generation = m.generation;
-        let nodes_now = m.members[rank]
-            .nodes_now
-            .iter()
-            .map(|n| (*n).into())
-            .collect();
-        let links = Links::new(m.links(), &m.members, rank);
-        if links.makes_id() {
-            let generation = m.generation;
-            effects.push(Effect::MakeId { generation });
-        }
-        self.membership = Some(Membership {
-            generation: m.generation,
-            rank,
-            links,
-            members: m.members,
-            step: m.step,
-            nodes_now,
-        });
-        self.last = false;
-        if m.step == self.applied {
-            self.phase = Phase::Idle;
-            self.proceed(effects);
-        } else if m.step == self.applied + 1 && self.pending.is_some() {
-            // The step was committed while this worker held its gradient.
-            self.keep_receipt(m.last);
-            self.start_apply(Vec::new(), effects);
-        } else {
-            // Too far behind or ahead to be a member: let the coordinator see what is held.
-            self.membership = None;
-            effects.push(Effect::Reconnect);
-        }
-    }
-
-    /// Computes the next missing lane, or starts the exchange when none is missing.
-    fn proceed(&mut self, effects: &mut Vec<Effect>) {
-        let Some(m) = &self.membership else { return };
-        let before = matches!(self.phase, Phase::Idle | Phase::Computing | Phase::Linking);
-        if m.step != self.applied || !before {
-            return;
-        }
-        let missing = self.partials.missing(&m.nodes_now);
-        if let Some(&lane) = missing.first() {
-            self.phase = Phase::Computing;
-            if self.in_flight.is_none() {
-                let step = self.applied;
-                if self.lanes_done == 0 && missing.len() > 1 {
-                    let lanes = missing[1..].to_vec();
-                    effects.push(Effect::Prefetch { step, lanes });
-                }
-                self.in_flight = Some((step, lane));
-                effects.push(Effect::Compute { step, lane });
-            }
-            return;
-        }
-        if let Some(partials) = self.partials.complete(&m.nodes_now) {
-            let Some(links) = m.links.ready() else {
-                self.phase = Phase::Linking;
-                return;
-            };
-            let members = m.members.iter();
-            let exchange = Exchange {
-                generation: m.generation,
-                step: self.applied,
-                rank: m.rank,
-                members: members
-                    .map(|w| {
-                        let nodes = w.nodes_now.iter().map(|n| (*n).into()).collect();
-                        (w.data_address.clone(), nodes)
-                    })
-                    .collect(),
-                partials,
-                links,
-            };
-            self.phase = Phase::Reducing;
-            effects.push(Effect::Reduce(exchange));
-            // The next step's images can be fetched while the network works.
-            let own = &m.members[m.rank];
-            effects.push(Effect::Prefetch {
-                step: self.applied + 1,
-                lanes: (own.lanes_start..own.lanes_end).collect(),
-            });
-        }
-    }
-
-    fn lane_done(
-        &mut self,
-        step: u64,
-        report: v1::LaneReport,
-        gradient: Gradient,
-        seconds: f64,
-        effects: &mut Vec<Effect>,
-    ) {
-        if self.in_flight == Some((step, report.lane)) {
-            self.in_flight = None;
-        }
-        let wanted = self.has_state() && step == self.applied && self.phase != Phase::Applying;
-        if let Some(m) = &self.membership
-            && wanted
-            && self.partials.missing(&m.nodes_now).contains(&report.lane)
-        {
-            self.compute_seconds += seconds;
-            self.lanes_done += 1;
-            match self.partials.insert(report, gradient, &m.nodes_now) {
-                Ok(Some((node, sum))) => effects.push(Effect::Stage { step, node, sum }),
-                Ok(None) => {}
-                Err(error) => {
-                    effects.extend(self.apply(Event::Failed(format!("step {step}: {error}"))));
-                    return;
-                }
-            }
-        }
-        self.proceed(effects);
     }
 
     fn exchanging(&self, generation: u64, step: u64) -> bool {

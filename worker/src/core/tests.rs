@@ -11,6 +11,7 @@ fn worker() -> Core {
         data_address: "127.0.0.1:1".into(),
         lanes: 4,
         device: v1::Device::default(),
+        data: Vec::new(),
     })
 }
 
@@ -81,7 +82,7 @@ fn loaded() -> Core {
 fn compute_all(core: &mut Core, mut effects: Vec<Effect>) -> Vec<u32> {
     let mut computed = Vec::new();
     while let Some((step, lane)) = effects.iter().find_map(|e| match e {
-        Effect::Compute { step, lane } => Some((*step, *lane)),
+        Effect::Compute { step, lane, .. } => Some((*step, *lane)),
         _ => None,
     }) {
         computed.push(lane);
@@ -358,4 +359,91 @@ fn only_a_ring_may_give_a_step_other_bits_after_a_change_of_members() {
             assert_eq!(died, dies && generation == 2, "{links:?} {effects:?}");
         }
     }
+}
+
+fn lost(shard: u32, from_step: u64) -> v1::Shard {
+    v1::Shard {
+        shard,
+        from_step,
+        ..Default::default()
+    }
+}
+
+fn without(number: u64, step: u64, shards: &[v1::Shard]) -> Event {
+    let Event::Message(down::Body::OpenGeneration(mut open)) =
+        generation(number, step, vec![member(7, &[(0, 4)], (0, 4))])
+    else {
+        panic!("a generation")
+    };
+    open.quarantine = shards.to_vec();
+    Event::Message(down::Body::OpenGeneration(open))
+}
+
+/// Shards that the lane asked for is computed without.
+fn computed_without(effects: &[Effect]) -> Vec<u32> {
+    let quarantine = effects.iter().find_map(|e| match e {
+        Effect::Compute { quarantine, .. } => Some(quarantine),
+        _ => None,
+    });
+    let quarantine = quarantine.unwrap_or_else(|| panic!("{effects:?}"));
+    quarantine.iter().map(|s| s.shard).collect()
+}
+
+#[test]
+fn an_unreadable_shard_is_reported_and_the_step_begins_again_without_it() {
+    let mut core = loaded();
+    core.apply(without(1, 0, &[]));
+    compute_one(&mut core);
+    let effects = core.apply(Event::Unreadable {
+        step: 0,
+        lane: 1,
+        shards: vec![lost(3, 0)],
+        detail: "cut".into(),
+    });
+    let [Effect::Send(up::Body::Unreadable(report))] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((report.generation, report.step), (1, 0));
+    assert_eq!(core.heartbeat().phase, "computing", "it waits");
+    // The choice holds for the open step: lane 0 is computed again.
+    let opened = core.apply(without(2, 0, &[lost(3, 0), lost(4, 1)]));
+    let unstaged = opened.iter().any(|e| matches!(e, Effect::Unstage));
+    assert!(unstaged, "{opened:?}");
+    assert_eq!(computed_without(&opened), [3]);
+    assert_eq!(compute_all(&mut core, opened), [0, 1, 2, 3]);
+    // A gradient of other pairs than before is no alarm; the next step does without both.
+    core.apply(reduced(2, 0, 9));
+    core.apply(commit(2, 0, 9));
+    let effects = core.apply(Event::Applied { step: 0 });
+    assert_eq!(computed_without(&effects), [3, 4]);
+}
+
+#[test]
+fn what_was_computed_with_the_shard_is_dropped_also_when_it_arrives_late() {
+    let mut core = loaded();
+    let opened = core.apply(without(1, 0, &[]));
+    compute_all(&mut core, opened);
+    core.apply(reduced(1, 0, 9));
+    let opened = core.apply(without(2, 0, &[lost(3, 0)]));
+    assert_eq!(compute_all(&mut core, opened), [0, 1, 2, 3]);
+    let effects = core.apply(reduced(2, 0, 10));
+    let ready = |e: &Effect| matches!(e, Effect::Send(up::Body::Ready(_)));
+    assert!(effects.iter().any(ready), "other pairs, other bits");
+
+    let mut core = loaded();
+    core.apply(without(1, 0, &[]));
+    let waiting = core.apply(without(2, 0, &[lost(3, 0)]));
+    assert!(!waiting.iter().any(|e| matches!(e, Effect::Compute { .. })));
+    // Lane 0 lands, computed with the shard: it is asked for again. So it is if the shard failed it.
+    let late = compute_one(&mut core);
+    assert_eq!(computed_without(&late), [3]);
+    core.apply(without(3, 0, &[lost(3, 0), lost(4, 0)]));
+    let failed = core.apply(Event::Unreadable {
+        step: 0,
+        lane: 0,
+        shards: vec![lost(4, 0)],
+        detail: "cut".into(),
+    });
+    assert_eq!(computed_without(&failed), [3, 4]);
+    assert_eq!(compute_all(&mut core, failed), [0, 1, 2, 3]);
 }

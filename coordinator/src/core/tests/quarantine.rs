@@ -136,21 +136,65 @@ fn a_step_that_was_committed_before_is_not_decided_again() {
     }
 }
 
-/// Whoever reported a gradient to the coordinator before may have been told to apply it.
+/// A commit needs every member's ready: what a last member holds bounds what was committed.
 #[test]
-fn a_gradient_that_an_earlier_term_heard_of_is_taken_for_committed() {
-    for (term, stops) in [(0, true), (1, false)] {
-        let mut core = Core::new(0, settings(1), Durable::default());
-        let hello = v1::Hello {
-            has_state: true,
-            pending_digest: Digest(5).to_bytes(),
-            term,
-            ..hello(0)
-        };
+fn steps_that_an_earlier_term_may_have_committed_are_not_decided_again() {
+    let durable = Durable {
+        horizon: 3,
+        members: vec![0],
+        ..Durable::default()
+    };
+    let held = |applied_digest: &[u8], pending_digest: &[u8]| v1::Hello {
+        has_state: true,
+        applied_digest: applied_digest.to_vec(),
+        pending_digest: pending_digest.to_vec(),
+        ..hello(0)
+    };
+    let digest = Digest(5).to_bytes();
+    for (hello, members, stops) in [
+        (held(&digest, &[]), vec![0], false),
+        (held(&[], &digest), vec![0], true),
+        // It may have loaded its state when all was over.
+        (held(&[], &[]), vec![0], true),
+        // Others went on without it.
+        (held(&digest, &[]), vec![1], true),
+    ] {
+        let mut before = durable.clone();
+        before.members = members;
+        let mut s = settings(1);
+        s.term = 2;
+        let mut core = Core::new(0, s, before);
         core.apply(0, Event::Hello(100, hello));
-        let effects = unreadable(&mut core, 0, &[3]);
+        assert_eq!(core.phase, Phase::Training);
+        let report = v1::Unreadable {
+            term: 2,
+            generation: core.generation,
+            shards: vec![shard(3)],
+            ..Default::default()
+        };
+        let effects = core.apply(10, Event::Message(100, up::Body::Unreadable(report)));
         assert_eq!(ended(&effects).is_some(), stops, "{effects:?}");
     }
+}
+
+#[test]
+fn no_commit_passes_the_horizon_without_a_journal_entry() {
+    let mut s = settings(1);
+    (s.horizon_steps, s.steps_total) = (2, 9);
+    let mut core = training_as(s, Durable::default());
+    let mut written = Vec::new();
+    for step in 0..6 {
+        let effects = ready(&mut core, 0, 9, true);
+        let entry = effects
+            .iter()
+            .position(|e| matches!(e, Effect::Journal { .. }));
+        let sent = effects.iter().position(|e| matches!(e, Effect::Send(..)));
+        if let Some(entry) = entry {
+            assert!(Some(entry) < sent, "before the commit is told");
+            written.push(step);
+        }
+    }
+    assert_eq!(written, [2, 4], "beside the generation's own entry");
 }
 
 #[test]

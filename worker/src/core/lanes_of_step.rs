@@ -1,0 +1,131 @@
+//! The lanes of the open step: which is computed next, what comes of it, and the exchange when none
+//! is missing.
+
+use super::*;
+
+impl Core {
+    /// Computes the next missing lane, or starts the exchange when none is missing.
+    pub(super) fn proceed(&mut self, effects: &mut Vec<Effect>) {
+        let Some(m) = &self.membership else { return };
+        let before = matches!(self.phase, Phase::Idle | Phase::Computing | Phase::Linking);
+        if m.step != self.applied || !before {
+            return;
+        }
+        let missing = self.partials.missing(&m.nodes_now);
+        if let Some(&lane) = missing.first() {
+            self.phase = Phase::Computing;
+            if self.in_flight.is_none() {
+                let step = self.applied;
+                let quarantine = self.quarantine_at(step);
+                if self.lanes_done == 0 && missing.len() > 1 {
+                    effects.push(Effect::Prefetch {
+                        step,
+                        lanes: missing[1..].to_vec(),
+                        quarantine: quarantine.clone(),
+                    });
+                }
+                self.in_flight = Some(InFlight {
+                    step,
+                    lane,
+                    quarantine: quarantine.clone(),
+                });
+                effects.push(Effect::Compute {
+                    step,
+                    lane,
+                    quarantine,
+                });
+            }
+            return;
+        }
+        if let Some(partials) = self.partials.complete(&m.nodes_now) {
+            let Some(links) = m.links.ready() else {
+                self.phase = Phase::Linking;
+                return;
+            };
+            let members = m.members.iter();
+            let exchange = Exchange {
+                generation: m.generation,
+                step: self.applied,
+                rank: m.rank,
+                members: members
+                    .map(|w| {
+                        let nodes = w.nodes_now.iter().map(|n| (*n).into()).collect();
+                        (w.data_address.clone(), nodes)
+                    })
+                    .collect(),
+                partials,
+                links,
+            };
+            self.phase = Phase::Reducing;
+            effects.push(Effect::Reduce(exchange));
+            // The next step's images can be fetched while the network works.
+            let own = &m.members[m.rank];
+            effects.push(Effect::Prefetch {
+                step: self.applied + 1,
+                lanes: (own.lanes_start..own.lanes_end).collect(),
+                quarantine: self.quarantine_at(self.applied + 1),
+            });
+        }
+    }
+
+    pub(super) fn lane_done(
+        &mut self,
+        step: u64,
+        report: v1::LaneReport,
+        gradient: Gradient,
+        seconds: f64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.landed(step, report.lane)
+            && let Some(m) = &self.membership
+        {
+            self.compute_seconds += seconds;
+            self.lanes_done += 1;
+            match self.partials.insert(report, gradient, &m.nodes_now) {
+                Ok(Some((node, sum))) => effects.push(Effect::Stage { step, node, sum }),
+                Ok(None) => {}
+                Err(error) => {
+                    effects.extend(self.apply(Event::Failed(format!("step {step}: {error}"))));
+                    return;
+                }
+            }
+        }
+        self.proceed(effects);
+    }
+
+    /// A lane that cannot be computed: the coordinator decides, and a new generation tells what. Until
+    /// then this worker computes nothing.
+    pub(super) fn unreadable(
+        &mut self,
+        (step, lane): (u64, u32),
+        shards: Vec<v1::Shard>,
+        detail: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.landed(step, lane) {
+            self.proceed(effects);
+            return;
+        }
+        effects.push(Effect::Send(up::Body::Unreadable(v1::Unreadable {
+            term: self.term,
+            generation: self.generation,
+            step,
+            shards,
+            detail,
+        })));
+    }
+
+    /// Takes the lane in flight; says whether what comes of it is wanted: it is missing, and it was
+    /// computed without the shards that its step does without.
+    fn landed(&mut self, step: u64, lane: u32) -> bool {
+        let is_it = |f: &mut InFlight| (f.step, f.lane) == (step, lane);
+        let computed = self.in_flight.take_if(is_it);
+        let now = self.quarantine_at(step);
+        let outdated = computed.is_some_and(|f| f.quarantine != now);
+        let here = self.has_state() && step == self.applied && self.phase != Phase::Applying;
+        let Some(m) = &self.membership else {
+            return false;
+        };
+        here && !outdated && self.partials.missing(&m.nodes_now).contains(&lane)
+    }
+}
