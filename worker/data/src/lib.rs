@@ -8,7 +8,6 @@ mod error;
 mod host_batch;
 mod image;
 mod mask;
-mod old_order;
 mod order;
 mod plane;
 mod quarantine;
@@ -16,7 +15,7 @@ mod resize;
 mod text;
 
 pub use error::DataError;
-pub use host_batch::HostBatch;
+pub use host_batch::{HostBatch, Targets};
 pub use image::clip_transform;
 pub use order::{Dataset, FalsePair, Nth, PairRef, Sequence, Tail};
 pub use plane::{DataPlane, Split};
