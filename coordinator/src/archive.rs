@@ -160,18 +160,26 @@ pub async fn put_result(
     put.map_err(|e| CoordinatorError::store("cannot write result.json", e))
 }
 
-/// What earlier terms made durable.
+/// Steps of the checkpoints whose manifests stand.
 ///
 /// # Errors
-/// [`CoordinatorError`], naming the file.
-pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorError> {
+/// [`CoordinatorError::Store`].
+pub async fn checkpoints(root: &Root) -> Result<BTreeSet<u64>, CoordinatorError> {
     let listed = root.list("checkpoints").await;
     let listed = listed.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))?;
     let step_of = |key: &str| -> Option<u64> {
         let folder = key.strip_suffix("/manifest.json")?;
         folder.rsplit_once("step-")?.1.parse().ok()
     };
-    let manifests: BTreeSet<u64> = listed.iter().filter_map(|(key, _)| step_of(key)).collect();
+    Ok(listed.iter().filter_map(|(key, _)| step_of(key)).collect())
+}
+
+/// What earlier terms made durable.
+///
+/// # Errors
+/// [`CoordinatorError`], naming the file.
+pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorError> {
+    let manifests = checkpoints(root).await?;
     let listed = root.list("metrics").await;
     let listed = listed.map_err(|e| CoordinatorError::store("cannot list the evaluations", e))?;
     let mut evaluations = BTreeMap::new();

@@ -118,22 +118,34 @@ pub async fn files(root: &Root) -> Result<Vec<String>, CoordinatorError> {
     Ok(listed.into_iter().map(|(file, _)| file).collect())
 }
 
-/// The receipts of one file, in its order.
+/// The receipts of one file, in its order; of a line that is none, what is wrong with it.
 ///
 /// # Errors
-/// [`CoordinatorError`], naming the file and the line.
-pub async fn receipts(root: &Root, file: &str) -> Result<Vec<v1::StepRecord>, CoordinatorError> {
+/// [`CoordinatorError::Store`].
+pub async fn receipts(
+    root: &Root,
+    file: &str,
+) -> Result<Vec<Result<v1::StepRecord, String>>, CoordinatorError> {
     let bytes = root.get(file).await;
     let bytes = bytes.map_err(|e| CoordinatorError::store("cannot read the ledger", e))?;
     let text = String::from_utf8_lossy(&bytes);
     let lines = text.lines().enumerate();
-    let receipts = lines.map(|(number, line)| {
-        from_line(line).map_err(|reason| CoordinatorError::Corrupt {
-            file: file.to_owned(),
-            reason: format!("line {}: {reason}", number + 1),
-        })
-    });
-    receipts.collect()
+    let named = |(number, line)| {
+        let receipt = from_line(line);
+        receipt.map_err(|reason| format!("line {}: {reason}", number + 1))
+    };
+    Ok(lines.map(named).collect())
+}
+
+/// The first step of a file of the ledger, by its name.
+pub fn first_step(file: &str) -> Option<u64> {
+    let steps = file.strip_prefix(FOLDER)?.strip_prefix('/')?;
+    steps
+        .strip_suffix(".jsonl")?
+        .split_once('-')?
+        .0
+        .parse()
+        .ok()
 }
 
 /// All receipts, by step, as `keep` leaves them.
@@ -146,8 +158,13 @@ pub async fn read(
 ) -> Result<BTreeMap<u64, v1::StepRecord>, CoordinatorError> {
     let mut all = BTreeMap::new();
     for file in files(root).await? {
-        let found = receipts(root, &file).await?.into_iter();
-        all.extend(found.map(|receipt| (receipt.step, keep(receipt))));
+        for receipt in receipts(root, &file).await? {
+            let receipt = receipt.map_err(|reason| CoordinatorError::Corrupt {
+                file: file.clone(),
+                reason,
+            })?;
+            all.insert(receipt.step, keep(receipt));
+        }
     }
     Ok(all)
 }

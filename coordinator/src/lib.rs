@@ -12,5 +12,6 @@ pub mod ledger;
 mod rpc;
 mod shell;
 
+pub use archive::{RESULT_FILE, checkpoints};
 pub use error::CoordinatorError;
 pub use shell::{Outcome, ServeOptions, run_id, serve};

@@ -231,7 +231,11 @@ impl Room {
         let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
         let batches = match self.data.lane_step(step, lane, quarantine) {
             Ok(batches) => batches,
-            Err(error) => return unreadable(step, lane, &error).ok_or_else(|| at(&error)),
+            Err(error) => {
+                return self
+                    .unreadable(step, lane, &error)
+                    .ok_or_else(|| at(&error));
+            }
         };
         let weights = self.weights(state)?;
         let root = Key::new(self.config.run.seed, Purpose::Dropout)
@@ -244,19 +248,21 @@ impl Room {
         };
         let mut reports = Vec::new();
         let group = self.config.batch.device_batch as usize;
-        for (index, group_batches) in batches.chunks(group).enumerate() {
-            let keys: Vec<Key> = (0..group_batches.len())
-                .map(|i| root.with((index * group + i) as u64))
+        let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
+        report.pairs_digest = Digest(pairs_digest(ids)).to_bytes();
+        report.substituted = self.substituted(step, lane, quarantine);
+        let mut batches = batches.into_iter();
+        for first in (0..self.config.micro_batches_per_lane() as usize).step_by(group) {
+            let keys: Vec<Key> = (first..first + group)
+                .map(|i| root.with(i as u64))
                 .collect();
-            let inputs = device_batch(group_batches);
+            let inputs = device_batch(batches.by_ref().take(group));
             let target = (&mut sum).into();
             let step = self
                 .model
                 .pretrain_step(&weights, &inputs, Draws::Keys(&keys), target);
             reports.push(step.map_err(|e| at(&e))?);
         }
-        let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
-        report.pairs_digest = Digest(pairs_digest(ids)).to_bytes();
         let mut seconds = 0.0;
         if weights.on_host() {
             read_reports(&mut report, reports).map_err(|e| at(&e))?;
@@ -274,6 +280,35 @@ impl Room {
         })
     }
 
+    /// Pairs of the lane's step that stand for those of shards under quarantine.
+    fn substituted(&self, step: u64, lane: u32, quarantine: &Quarantine) -> u64 {
+        if quarantine.is_empty() {
+            return 0;
+        }
+        let pairs = self.data.sequence().pairs(step, lane, quarantine);
+        let replaced = pairs.iter().filter(|pair| pair.replaces.is_some());
+        replaced.count() as u64
+    }
+
+    /// A lane that a shard keeps from being computed; another error is none that a quarantine mends.
+    fn unreadable(&self, step: u64, lane: u32, error: &DataError) -> Option<Event> {
+        let place = error.unreadable()?;
+        let datasets = self.data.sequence().datasets();
+        let name = datasets[place.dataset as usize].shard_name(place.shard);
+        let shard = v1::Shard {
+            dataset: place.dataset,
+            shard: place.shard,
+            file: name.rsplit('/').next().unwrap_or(&name).to_owned(),
+            from_step: 0,
+        };
+        Some(Event::Unreadable {
+            step,
+            lane,
+            shards: vec![shard],
+            detail: format!("lane {lane}: {error}"),
+        })
+    }
+
     fn evaluate(&mut self, state: &Arc<HeldState>) -> Result<v1::Evaluated, String> {
         let data = DataPlane::open(&self.config, &self.cache_dir, Split::Validation)
             .map_err(|e| e.to_string())?;
@@ -285,7 +320,7 @@ impl Room {
         let mut micro_batches = 0u32;
         for batch in data.evaluation_batches() {
             let batch = batch.map_err(|e| e.to_string())?;
-            let inputs = device_batch(std::slice::from_ref(&batch));
+            let inputs = device_batch(std::iter::once(batch));
             let reports = self.model.pretrain_evaluate(&weights, &inputs);
             for one in &reports.map_err(|e| e.to_string())? {
                 add_report(&mut sum, one);
@@ -319,32 +354,6 @@ fn identity(config: &ValidConfig) -> Result<Vec<v1::Dataset>, WorkerError> {
     Ok(all.into_iter().map(dataset).collect())
 }
 
-/// A lane that a shard keeps from being computed; another error is none that a quarantine mends.
-fn unreadable(step: u64, lane: u32, error: &DataError) -> Option<Event> {
-    let DataError::Unreadable {
-        dataset,
-        shard,
-        name,
-        ..
-    } = error
-    else {
-        return None;
-    };
-    let file = name.rsplit('/').next().unwrap_or(name);
-    let shard = v1::Shard {
-        dataset: *dataset,
-        shard: *shard,
-        file: file.to_owned(),
-        from_step: 0,
-    };
-    Some(Event::Unreadable {
-        step,
-        lane,
-        shards: vec![shard],
-        detail: format!("lane {lane}: {error}"),
-    })
-}
-
 /// Adds what the device says of a lane's device batches, in their order.
 fn read_reports(
     report: &mut v1::LaneReport,
@@ -368,25 +377,28 @@ fn add_report(sum: &mut v1::LaneReport, one: &MicroBatchReport) {
     sum.unmasked_micro_batches += u32::from(one.mlm_masked == 0);
 }
 
-/// Micro-batches side by side in one forward pass.
-fn device_batch(batches: &[HostBatch]) -> PretrainBatch {
-    let first = batches.first().expect("a device batch has a micro-batch");
-    let mut inputs = PretrainBatch {
-        micro_batches: batches.len(),
-        pairs: first.pairs,
-        text_len: first.text_len,
-        ..Default::default()
-    };
+/// Micro-batches side by side in one forward pass. The first one's vectors are taken as they are.
+fn device_batch(batches: impl Iterator<Item = HostBatch>) -> PretrainBatch {
+    let mut inputs = PretrainBatch::default();
     for batch in batches {
-        inputs.ids.extend_from_slice(&batch.ids);
-        inputs.masked_ids.extend_from_slice(&batch.masked_ids);
-        inputs.mlm_labels.extend_from_slice(&batch.mlm_labels);
-        inputs
-            .text_mask
-            .extend(batch.text_mask.iter().map(|m| f32::from(*m)));
-        inputs.images.extend_from_slice(&batch.images);
-        inputs.itm_images.extend_from_slice(&batch.itm_images);
-        inputs.itm_labels.extend_from_slice(&batch.itm_labels);
+        inputs.micro_batches += 1;
+        (inputs.pairs, inputs.text_len) = (batch.pairs, batch.text_len);
+        batch.itm_images(&mut inputs.itm_images);
+        join(&mut inputs.ids, batch.ids);
+        join(&mut inputs.masked_ids, batch.masked_ids);
+        join(&mut inputs.mlm_labels, batch.mlm_labels);
+        let mask = batch.text_mask.into_iter();
+        inputs.text_mask.extend(mask.map(f32::from));
+        join(&mut inputs.images, batch.images);
+        join(&mut inputs.itm_labels, batch.itm_labels);
     }
     inputs
+}
+
+fn join<T>(all: &mut Vec<T>, mut more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.append(&mut more);
+    }
 }

@@ -3,6 +3,8 @@
 //! A manifest holds the hash of every shard and index, so its own hash stands for every byte. This
 //! room says what it finds; whether it is the run's data is the coordinator's to say.
 
+use std::path::Path;
+
 use belfry_configs::ValidConfig;
 use shard_tools::manifest::{MANIFEST_FILE, Manifest, sha256};
 use shard_tools::store::Root;
@@ -34,20 +36,21 @@ impl Split {
     }
 }
 
-/// The datasets that `config` names for `split`, in order, with their manifests.
+/// The datasets at `paths`, in order, with their manifests.
 ///
 /// # Errors
 /// [`DataError`], naming the manifest.
 pub async fn found(
-    config: &ValidConfig,
     split: Split,
+    paths: impl Iterator<Item = &str>,
 ) -> Result<Vec<(DatasetIdentity, Manifest)>, DataError> {
-    let datasets = match split {
-        Split::Train => &config.data.train,
-        Split::Validation => &config.data.validation,
-    };
     let mut all = Vec::new();
-    for path in datasets.paths() {
+    for path in paths {
+        if !path.contains("://") && !Path::new(path).is_dir() {
+            let reason = format!("{path} is not a folder");
+            let key = split.key();
+            return Err(DataError::Setting { key, reason });
+        }
         let root = Root::open(path).map_err(shard_tools::ShardError::from)?;
         let bytes = root.get(MANIFEST_FILE).await;
         let bytes = bytes.map_err(shard_tools::ShardError::from)?;
@@ -63,7 +66,7 @@ pub async fn found(
     Ok(all)
 }
 
-/// As [`found`], the identities alone, on a thread that may wait.
+/// The datasets that `config` names for `split`, in order; read on a thread that may wait.
 ///
 /// # Errors
 /// [`DataError`], naming the manifest.
@@ -75,7 +78,11 @@ pub fn identities(config: &ValidConfig, split: Split) -> Result<Vec<DatasetIdent
         path: "reading manifests".into(),
         source,
     })?;
-    let found = runtime.block_on(found(config, split))?;
+    let datasets = match split {
+        Split::Train => &config.data.train,
+        Split::Validation => &config.data.validation,
+    };
+    let found = runtime.block_on(found(split, datasets.paths()))?;
     Ok(found.into_iter().map(|(identity, _)| identity).collect())
 }
 

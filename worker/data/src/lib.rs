@@ -9,7 +9,6 @@ mod host_batch;
 mod identity;
 mod image;
 mod mask;
-mod old_order;
 mod order;
 mod plane;
 mod quarantine;
@@ -17,7 +16,7 @@ mod resize;
 mod text;
 
 pub use error::DataError;
-pub use host_batch::HostBatch;
+pub use host_batch::{HostBatch, Targets};
 pub use identity::{DatasetIdentity, found, identities, pairs_digest};
 pub use image::clip_transform;
 pub use order::{Dataset, FalsePair, Nth, PairRef, Sequence, Tail};

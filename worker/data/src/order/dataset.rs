@@ -216,6 +216,20 @@ impl Dataset {
         self.pair_of_round(&round, window.number, window.positions.start + nth)
     }
 
+    /// Shards of all windows that the lane's `positions` touch, in their order.
+    pub fn shards_of(&self, lane: u32, positions: Range<u64>) -> Vec<u32> {
+        let mut found = Vec::new();
+        let mut position = positions.start;
+        while position < positions.end {
+            let (round, at) = self.seek(lane, position);
+            let window = self.window(&round, lane, at).positions;
+            let held = holder(&round.before, window.start)..=holder(&round.before, window.end - 1);
+            found.extend_from_slice(&round.shards[held]);
+            position += window.end - at;
+        }
+        found
+    }
+
     fn pair_of_round(&self, round: &Round, window: u32, at: u64) -> Place {
         let holder = holder(&round.before, at);
         let shard = round.shards[holder];

@@ -14,7 +14,7 @@ mod tests;
 
 use std::ops::Range;
 
-use belfry_configs::{Task, ValidConfig};
+use belfry_configs::{Datasets, Task, ValidConfig};
 use shard_tools::manifest::{ANSWERS_FILE, Manifest};
 use shard_tools::pair::Contents;
 
@@ -50,6 +50,16 @@ pub struct PairRef {
     pub replaces: Option<u64>,
 }
 
+impl PairRef {
+    /// The shard it lies in.
+    pub fn shard_ref(&self) -> ShardRef {
+        ShardRef {
+            dataset: self.dataset,
+            shard: self.shard,
+        }
+    }
+}
+
 /// Pairs of a dataset's last epoch that a lane has not reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tail {
@@ -79,13 +89,7 @@ impl Sequence {
     /// # Errors
     /// [`DataError::Setting`]: datasets that do not fit the lanes, the task or each other.
     pub fn open(config: &ValidConfig, manifests: Vec<Manifest>) -> Result<Self, DataError> {
-        let paths: Vec<&str> = config.data.train.paths().collect();
-        if paths.len() != manifests.len() {
-            let (paths, found) = (paths.len(), manifests.len());
-            let reason = format!("names {paths} datasets, and {found} manifests were read");
-            return Err(train(reason));
-        }
-        let named: Vec<(&str, &Manifest)> = paths.into_iter().zip(&manifests).collect();
+        let named = named(("data.train", &config.data.train), &manifests)?;
         check(config, &named)?;
         let shape = Shape {
             seed: config.run.seed,
@@ -93,6 +97,27 @@ impl Sequence {
             rounds: config.data.rounds,
             window_shards: config.data.window_shards,
         };
+        Ok(Self::over(config, &named, shape))
+    }
+
+    /// Totals and draws of `data.validation`, whose pairs are walked by their ids.
+    pub(crate) fn of_validation(
+        config: &ValidConfig,
+        manifests: Vec<Manifest>,
+    ) -> Result<Self, DataError> {
+        let key = "data.validation";
+        let named = named((key, &config.data.validation), &manifests)?;
+        check_contents(key, config.model.task, &named)?;
+        let shape = Shape {
+            seed: config.run.seed,
+            lanes: 1,
+            rounds: 1,
+            window_shards: 1,
+        };
+        Ok(Self::over(config, &named, shape))
+    }
+
+    fn over(config: &ValidConfig, named: &[(&str, &Manifest)], shape: Shape) -> Self {
         let numbered = named.iter().zip(0..);
         let datasets: Vec<Dataset> = numbered
             .map(|((path, manifest), number)| Dataset::new(shape, number, path, manifest))
@@ -101,7 +126,7 @@ impl Sequence {
         for dataset in &datasets {
             first_ids.push(first_ids[first_ids.len() - 1] + dataset.pairs());
         }
-        Ok(Sequence {
+        Sequence {
             seed: shape.seed,
             lanes: shape.lanes,
             pairs_per_lane_step: u64::from(config.batch.global_batch / config.batch.lanes),
@@ -109,7 +134,7 @@ impl Sequence {
             first_ids,
             mixture: Mixture::new(shape.seed, shape.lanes, &config.data.train),
             windows: Windows::default(),
-        })
+        }
     }
 
     /// The datasets, in the configuration's order.
@@ -178,6 +203,29 @@ impl Sequence {
         self.first_ids[dataset as usize]..self.first_ids[dataset as usize + 1]
     }
 
+    /// Pairs in all datasets.
+    pub fn all_pairs(&self) -> u64 {
+        self.first_ids[self.datasets.len()]
+    }
+
+    /// Shards of the windows that `lane` reads in these steps, in the order in which they are opened.
+    pub fn shards(&self, steps: Range<u64>, lane: u32) -> Vec<ShardRef> {
+        let (from, to) = (
+            self.trained(steps.start, lane),
+            self.trained(steps.end, lane),
+        );
+        let mut shards = Vec::new();
+        for (number, dataset) in self.datasets.iter().enumerate() {
+            let touched = dataset.shards_of(lane, from[number]..to[number]);
+            let place = |shard| ShardRef {
+                dataset: number as u32,
+                shard,
+            };
+            shards.extend(touched.into_iter().map(place));
+        }
+        shards
+    }
+
     /// Positions of each dataset's stream that `lane` has trained after `steps` steps.
     pub fn trained(&self, steps: u64, lane: u32) -> Vec<u64> {
         let position = steps * self.pairs_per_lane_step;
@@ -235,11 +283,18 @@ impl Sequence {
     }
 }
 
-fn train(reason: String) -> DataError {
-    DataError::Setting {
-        key: "data.train",
-        reason,
+/// Paths with their manifests.
+fn named<'a>(
+    (key, datasets): (&'static str, &'a Datasets),
+    manifests: &'a [Manifest],
+) -> Result<Vec<(&'a str, &'a Manifest)>, DataError> {
+    let named = datasets.0.len();
+    if named != manifests.len() {
+        let found = manifests.len();
+        let reason = format!("names {named} datasets, and {found} manifests were read");
+        return Err(DataError::Setting { key, reason });
     }
+    Ok(datasets.paths().zip(manifests).collect())
 }
 
 /// What the pairs of a task's datasets must carry.
