@@ -1,5 +1,6 @@
 //! `belfry`: one binary, its roles are subcommands.
 
+mod audit;
 mod bench;
 mod files;
 mod inspect;
@@ -51,6 +52,11 @@ enum Command {
     ///
     /// Example: belfry inspect runs/quickstart --to inspect
     Inspect(inspect::InspectArguments),
+    /// Prove from a run's ledger which pairs were trained: every pair of each completed epoch exactly
+    /// once, or by name what was not. Exit code 1: not proved; 2: nothing to prove from.
+    ///
+    /// Example: belfry audit --run runs/quickstart
+    Audit(audit::AuditArguments),
     /// Measure this machine: each figure beside its floor, measured in the same run.
     ///
     /// Example: belfry bench step configs/quickstart.toml
@@ -70,6 +76,8 @@ enum Command {
     },
 }
 
+/// Exit code of an audit that found a fault.
+const NOT_PROVED: u8 = 1;
 /// Exit code of an error that starting again does not mend.
 const FATAL: u8 = 2;
 
@@ -96,6 +104,10 @@ async fn run(command: Command) -> ExitCode {
         Command::Import(arguments) => weights::import(arguments).await,
         Command::Export(arguments) => weights::export(arguments).await,
         Command::Inspect(arguments) => inspect::inspect(arguments).await,
+        Command::Audit(arguments) => match audit::audit(arguments).await {
+            Ok(false) => return ExitCode::from(NOT_PROVED),
+            proved => proved.map(drop),
+        },
         Command::Bench { bench } => bench::run(bench).await,
         Command::Model(arguments) => size::print(&arguments),
         Command::Config { config, settings } => print_config(&config, &settings),

@@ -13,7 +13,7 @@ use shard_tools::store::{Created, Root};
 /// shuffle.
 const PAIRS_PER_SHARD: u32 = 32;
 /// The run's resolved configuration, relative to its root.
-const RUN_FILE: &str = "run.toml";
+pub const RUN_FILE: &str = "run.toml";
 
 /// Packs `data.pack_from` where `data.train` or `data.validation` do not exist yet.
 pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {

@@ -1,5 +1,8 @@
 //! What can be wrong with data, with shard, member and offset.
 
+use shard_tools::ShardError;
+use shard_tools::store::StoreError;
+
 use crate::quarantine::ShardRef;
 
 /// Errors of the data plane.
@@ -81,11 +84,20 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// The training shard that cannot be read, where that is what is wrong.
+    /// The training shard that cannot be read, where that is what is wrong: not a full disk, not
+    /// credentials that do not fit, which would lose every shard one after the other.
     pub fn unreadable(&self) -> Option<ShardRef> {
-        match self {
-            DataError::Unreadable { shard, .. } => Some(*shard),
-            _ => None,
-        }
+        let DataError::Unreadable { shard, source } = self else {
+            return None;
+        };
+        let elsewhere = match &**source {
+            DataError::Cache { .. } => true,
+            DataError::Shard(ShardError::Store(error)) => matches!(
+                error,
+                StoreError::Denied { .. } | StoreError::Full { .. } | StoreError::Location { .. }
+            ),
+            _ => false,
+        };
+        (!elsewhere).then_some(*shard)
     }
 }

@@ -12,6 +12,7 @@ mod mask;
 mod order;
 mod plane;
 mod quarantine;
+mod replay;
 mod resize;
 mod text;
 
@@ -22,3 +23,4 @@ pub use image::clip_transform;
 pub use order::{Dataset, FalsePair, Nth, PairRef, Sequence, Tail};
 pub use plane::{DataPlane, Split};
 pub use quarantine::{Quarantine, ShardRef};
+pub use replay::{EpochReport, NAMED_MAX, Replay, Replayed};
