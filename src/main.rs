@@ -91,10 +91,19 @@ fn main() -> ExitCode {
     if trains {
         belfry_worker::memory::keep_freed();
     }
-    run(command)
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start threads: {error}");
+            return ExitCode::from(FATAL);
+        }
+    };
+    let code = runtime.block_on(run(command));
+    // A role that follows its standard input still reads it on a thread: nobody waits for that.
+    runtime.shutdown_background();
+    code
 }
 
-#[tokio::main]
 async fn run(command: Command) -> ExitCode {
     let result = match command {
         Command::Run(arguments) => crate::run::run(arguments).await,

@@ -1,6 +1,7 @@
 //! The promises, each a test, on the real binary and on the real cores. One test binary: each would
 //! link the whole of Belfry.
 
+mod audit;
 mod bench;
 mod inspect;
 mod interop;

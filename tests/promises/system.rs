@@ -21,15 +21,16 @@ pub fn alone() -> MutexGuard<'static, ()> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-struct Run {
-    root: String,
-    local: PathBuf,
+/// A run of the real binary.
+pub struct Run {
+    pub root: String,
+    pub local: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
 
 impl Run {
-    fn in_folder(folder: &Path) -> Self {
+    pub fn in_folder(folder: &Path) -> Self {
         let place = |name: &str| folder.join(name).display().to_string();
         Run::with(place, folder.join("run"))
     }
@@ -62,7 +63,7 @@ impl Run {
         command
     }
 
-    fn finish(&self, workers: u32, more: &[&str]) -> Outcome {
+    pub fn finish(&self, workers: u32, more: &[&str]) -> Outcome {
         outcome(
             self.command(workers, more)
                 .output()
@@ -70,14 +71,14 @@ impl Run {
         )
     }
 
-    fn start(&self, workers: u32, more: &[&str]) -> Child {
+    pub fn start(&self, workers: u32, more: &[&str]) -> Child {
         let mut command = self.command(workers, more);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("the binary starts")
     }
 
     /// Waits until `steps` steps are committed, while the run lives.
-    fn await_steps(&self, child: &mut Child, steps: usize) {
+    pub fn await_steps(&self, child: &mut Child, steps: usize) {
         let begun = Instant::now();
         loop {
             let text = fs::read_to_string(self.local.join("metrics.jsonl")).unwrap_or_default();
@@ -93,7 +94,7 @@ impl Run {
         }
     }
 
-    fn pid(&self, role: &str) -> u32 {
+    pub fn pid(&self, role: &str) -> u32 {
         let text = fs::read(self.local.join("run.pids.json")).expect("written by the launcher");
         let all: Value = serde_json::from_slice(&text).expect("is JSON");
         let found = all
@@ -117,7 +118,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn hashes(&self) -> (String, String) {
+    pub fn hashes(&self) -> (String, String) {
         assert!(self.success, "{}", self.said);
         let text = |key: &str| self.result[key].as_str().expect("a hash").to_owned();
         (text("parameters_sha256"), text("optimizer_sha256"))
@@ -162,7 +163,7 @@ pub fn outcome(output: Output) -> Outcome {
     }
 }
 
-fn kill(pid: u32) {
+pub fn kill(pid: u32) {
     let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
     assert!(
         killed.expect("kill is there").success(),
@@ -294,7 +295,7 @@ fn bad_settings_are_refused_before_anything_starts() {
 }
 
 /// A dataset packed by an undisturbed start, to be damaged.
-fn packed(folder: &Path) -> Run {
+pub fn packed(folder: &Path) -> Run {
     let run = Run::in_folder(folder);
     run.finish(1, &["--set", "run.steps=3"]).hashes();
     fs::remove_dir_all(&run.local).expect("its run is not needed");
