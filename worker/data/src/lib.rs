@@ -6,17 +6,16 @@
 mod cache;
 mod error;
 mod host_batch;
-mod image;
+pub mod image;
 mod mask;
 mod order;
 mod plane;
 mod quarantine;
-mod resize;
 mod text;
 
 pub use error::DataError;
 pub use host_batch::HostBatch;
-pub use image::clip_transform;
+pub use image::{clip_transform, transform};
 pub use order::{Order, PairPlace, ShardPairs};
 pub use plane::{DataPlane, Split};
 pub use quarantine::{Quarantine, ShardRef};
