@@ -2,6 +2,7 @@
 
 use belfry_configs::rng::Key;
 
+use super::buffers;
 use super::decode::Decoded;
 use super::pixels::{Pixels, Rect};
 use super::resize::resize;
@@ -22,7 +23,9 @@ pub fn centre(decoded: Decoded, side: usize) -> Pixels<3> {
     match decoded {
         Decoded::Rgb(pixels) => {
             let (size, window) = shorter_side(pixels.width, pixels.height, side);
-            resize(&pixels, pixels.rect(), size, window)
+            let centre = resize(&pixels, pixels.rect(), size, window);
+            buffers::give(pixels.data);
+            centre
         }
         Decoded::Rgba(pixels) => {
             let (size, window) = shorter_side(pixels.width, pixels.height, side);

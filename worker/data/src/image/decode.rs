@@ -10,6 +10,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::buffers;
 use super::pixels::Pixels;
 
 /// A picture, with alpha where its file has one.
@@ -54,8 +55,9 @@ pub fn decode(bytes: &[u8], _truncated: TruncatedJpeg) -> Result<Decoded, String
             .map_err(|e| format!("not a JPEG that can be read: {e:?}"))?;
         let (width, height) = decoder.dimensions().ok_or("a JPEG without a size")?;
         check::within(width, height)?;
-        let data = decoder
-            .decode()
+        let mut data = buffers::take(3 * width * height);
+        decoder
+            .decode_into(&mut data)
             .map_err(|e| format!("the JPEG does not decode: {e:?}"))?;
         return Ok(Decoded::Rgb(Pixels {
             width,

@@ -2,6 +2,7 @@
 //! normalise. Knows pixels and keys, and refuses to know shards, lanes and batches.
 
 pub mod augment;
+mod buffers;
 mod crop;
 mod decode;
 mod normalise;
@@ -32,6 +33,7 @@ pub fn transform(
 ) -> Result<(), String> {
     let pixels = square(bytes, kind, side, truncated, key)?;
     normalise::append(&pixels, out);
+    buffers::give(pixels.data);
     Ok(())
 }
 
@@ -52,19 +54,22 @@ pub fn square(
         Transform::Albef => {
             let pixels = decoded.into_rgb();
             let (all, size) = (pixels.rect(), (side, side));
-            return Ok(resize(&pixels, all, size, Rect::of(side, side)));
+            let square = resize(&pixels, all, size, Rect::of(side, side));
+            buffers::give(pixels.data);
+            return Ok(square);
         }
         Transform::AlbefRandaugWc => (augment::Kind::ALL, true),
         Transform::AlbefRandaugWohf => (augment::Kind::WITHOUT_COLOUR, false),
     };
     let pixels = decoded.into_rgb();
     let part = crop::random(pixels.width, pixels.height, key.with(CROP));
-    let mut pixels = resize(&pixels, part, (side, side), Rect::of(side, side));
+    let mut square = resize(&pixels, part, (side, side), Rect::of(side, side));
+    buffers::give(pixels.data);
     if flip && key.with(FLIP).uniform(0) < 0.5 {
-        crop::flip(&mut pixels);
+        crop::flip(&mut square);
     }
-    augment::random(&mut pixels, ops, key.with(OPS));
-    Ok(pixels)
+    augment::random(&mut square, ops, key.with(OPS));
+    Ok(square)
 }
 
 /// Parts of a random transform's key.

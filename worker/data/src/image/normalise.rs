@@ -17,16 +17,9 @@ static TABLE: LazyLock<[[f32; 256]; 3]> = LazyLock::new(|| {
 
 /// Appends `[3, height, width]`.
 pub fn append(pixels: &Pixels<3>, out: &mut Vec<f32>) {
-    let plane = pixels.width * pixels.height;
-    let first = out.len();
-    out.resize(first + 3 * plane, 0.0);
-    let table = &*TABLE;
-    let (red, rest) = out[first..].split_at_mut(plane);
-    let (green, blue) = rest.split_at_mut(plane);
-    let all = pixels.data.as_chunks::<3>().0.iter();
-    for (((pixel, r), g), b) in all.zip(red).zip(green).zip(blue) {
-        *r = table[0][usize::from(pixel[0])];
-        *g = table[1][usize::from(pixel[1])];
-        *b = table[2][usize::from(pixel[2])];
+    out.reserve(pixels.data.len());
+    for (channel, table) in TABLE.iter().enumerate() {
+        let all = pixels.data.as_chunks::<3>().0.iter();
+        out.extend(all.map(|pixel| table[usize::from(pixel[channel])]));
     }
 }

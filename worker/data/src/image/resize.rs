@@ -5,6 +5,7 @@
 //! which the faster resize crates do not promise across instruction sets. Only what the window needs
 //! is computed, which changes no bit of it.
 
+use super::buffers;
 use super::pixels::{Pixels, Rect};
 
 #[cfg(target_arch = "x86_64")]
@@ -34,11 +35,13 @@ pub fn resize<const C: usize>(
         height: bottom - top,
         data: horizontal(from, &part, (top, bottom), &columns),
     };
-    Pixels {
+    let resized = Pixels {
         width: window.width,
         height: window.height,
         data: vertical(&wide, top, &rows),
-    }
+    };
+    buffers::give(wide.data);
+    resized
 }
 
 /// How the samples of one axis come to be: a range of the outputs.
@@ -60,29 +63,33 @@ impl Axis {
         let filter_scale = scale.max(1.0);
         let support = SUPPORT * filter_scale;
         let narrow = 1.0 / filter_scale;
-        let stride = (support.ceil() as usize * 2 + 1).next_multiple_of(TAPS);
-        let mut axis = Axis {
-            firsts: Vec::with_capacity(count),
-            counts: Vec::with_capacity(count),
-            stride,
-            weights: vec![0; count * stride],
+        let center = |out: usize| (out as f64 + 0.5) * scale;
+        let reach = |out: usize| {
+            let begin = ((center(out) - support + 0.5) as i64).max(0) as usize;
+            let end = ((center(out) + support + 0.5) as i64).min(from as i64) as usize;
+            begin..end
         };
-        let mut raw = Vec::with_capacity(stride);
-        for (out, fixed) in (first..first + count).zip(axis.weights.chunks_exact_mut(stride)) {
-            let center = (out as f64 + 0.5) * scale;
-            let begin = ((center - support + 0.5) as i64).max(0) as usize;
-            let end = ((center + support + 0.5) as i64).min(from as i64) as usize;
+        let outputs = first..first + count;
+        let counts: Vec<usize> = outputs.clone().map(|out| reach(out).len()).collect();
+        let most = counts.iter().copied().max().unwrap_or(0);
+        let stride = most.next_multiple_of(TAPS);
+        let mut weights = vec![0; count * stride];
+        let mut raw = Vec::with_capacity(most);
+        for (out, fixed) in outputs.clone().zip(weights.chunks_exact_mut(stride)) {
             raw.clear();
-            raw.extend((begin..end).map(|x| cubic((x as f64 - center + 0.5) * narrow)));
+            raw.extend(reach(out).map(|x| cubic((x as f64 - center(out) + 0.5) * narrow)));
             let sum: f64 = raw.iter().sum();
             for (fixed, weight) in fixed.iter_mut().zip(&raw) {
                 let scaled = weight / sum * f64::from(1u32 << PRECISION_BITS);
                 *fixed = (scaled + 0.5f64.copysign(scaled)) as i32;
             }
-            axis.firsts.push(begin);
-            axis.counts.push(end - begin);
         }
-        axis
+        Axis {
+            firsts: outputs.map(|out| reach(out).start).collect(),
+            counts,
+            stride,
+            weights,
+        }
     }
 
     /// First input of all, and the one behind the last.
@@ -129,55 +136,67 @@ fn horizontal<const C: usize>(
         let start = (row * from.width + part.left) * C;
         &from.data[start..start + part.width * C]
     });
-    let mut out = Vec::with_capacity(rows.len() * columns.firsts.len() * C);
+    let stride = columns.firsts.len() * C;
+    let all = rows.len() * stride;
+    let mut out = buffers::take(all + SLACK);
     #[cfg(target_arch = "x86_64")]
     if avx2::is_here() {
         avx2::horizontal::<C>(rows, columns, &mut out);
+        out.truncate(all);
         return out;
     }
-    rows.for_each(|row| horizontal_row::<C>(row, columns, &mut out));
+    for (row, out) in rows.zip(out.chunks_exact_mut(stride)) {
+        horizontal_row::<C>(row, columns, out);
+    }
+    out.truncate(all);
     out
 }
 
-fn horizontal_row<const C: usize>(row: &[u8], columns: &Axis, out: &mut Vec<u8>) {
-    for (first, weights) in columns.outputs() {
+/// Bytes behind the last row that vectors may reach.
+const SLACK: usize = 32;
+
+fn horizontal_row<const C: usize>(row: &[u8], columns: &Axis, out: &mut [u8]) {
+    for ((first, weights), out) in columns.outputs().zip(out.as_chunks_mut::<C>().0) {
         let mut sums = [HALF; C];
         for (pixel, weight) in row[first * C..].as_chunks::<C>().0.iter().zip(weights) {
             for (sum, value) in sums.iter_mut().zip(pixel) {
                 *sum = sum.wrapping_add(i32::from(*value) * weight);
             }
         }
-        out.extend(sums.map(round));
+        *out = sums.map(round);
     }
 }
 
 /// All columns of `wide`, whose first row is the input's row `top`, resized along `rows`.
 fn vertical<const C: usize>(wide: &Pixels<C>, top: usize, rows: &Axis) -> Vec<u8> {
     let stride = wide.width * C;
-    let mut out = Vec::with_capacity(stride * rows.firsts.len());
+    let mut out = buffers::take(rows.firsts.len() * stride);
     #[cfg(target_arch = "x86_64")]
     let fast = avx2::is_here();
-    for (first, weights) in rows.outputs() {
+    for ((first, weights), out) in rows.outputs().zip(out.chunks_exact_mut(stride)) {
         let begin = (first - top) * stride;
         let inputs = &wide.data[begin..begin + weights.len() * stride];
         #[cfg(target_arch = "x86_64")]
         if fast {
-            avx2::vertical_row(inputs, stride, weights, &mut out);
+            avx2::vertical_row(inputs, weights, out);
             continue;
         }
-        vertical_row(inputs, stride, weights, &mut out);
+        vertical_row(inputs, weights, out);
     }
     out
 }
 
-fn vertical_row(inputs: &[u8], stride: usize, weights: &[i32], out: &mut Vec<u8>) {
-    let mut sums = vec![HALF; stride];
-    for (row, weight) in inputs.chunks_exact(stride).zip(weights) {
+/// The weighted sum of rows as long as `out`.
+fn vertical_row(inputs: &[u8], weights: &[i32], out: &mut [u8]) {
+    let mut sums = vec![HALF; out.len()];
+    for (row, weight) in inputs.chunks_exact(out.len()).zip(weights) {
         for (sum, value) in sums.iter_mut().zip(row) {
             *sum = sum.wrapping_add(i32::from(*value) * weight);
         }
     }
-    out.extend(sums.iter().map(|sum| round(*sum)));
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = round(sum);
+    }
 }
 
 #[cfg(test)]
@@ -264,17 +283,17 @@ mod tests {
     fn paths_agree<const C: usize>(from: usize, to: usize, key: Key) {
         let axis = Axis::new(from, to, 0, to);
         let row = noise::<C>(from, 1, key).data;
-        let (mut plain, mut fast) = (Vec::new(), Vec::new());
+        let (mut plain, mut fast) = (vec![0; to * C], vec![1; to * C + SLACK]);
         horizontal_row::<C>(&row, &axis, &mut plain);
         avx2::horizontal::<C>([&row[..]].into_iter(), &axis, &mut fast);
-        assert_eq!(plain, fast, "{C} channels, {from} to {to}");
+        assert_eq!(plain, fast[..to * C], "{C} channels, {from} to {to}");
         let stride = 1 + key.below(9, 70) as usize;
         let rows = noise::<1>(stride, from, key).data;
         for (first, weights) in axis.outputs() {
             let inputs = &rows[first * stride..(first + weights.len()) * stride];
-            let (mut plain, mut fast) = (Vec::new(), Vec::new());
-            vertical_row(inputs, stride, weights, &mut plain);
-            avx2::vertical_row(inputs, stride, weights, &mut fast);
+            let (mut plain, mut fast) = (vec![0; stride], vec![1; stride]);
+            vertical_row(inputs, weights, &mut plain);
+            avx2::vertical_row(inputs, weights, &mut fast);
             assert_eq!(plain, fast, "{stride} columns, {from} to {to}");
         }
     }

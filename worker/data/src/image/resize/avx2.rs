@@ -9,7 +9,12 @@ use std::arch::x86_64::*;
 
 use super::{Axis, HALF, PRECISION_BITS, TAPS, round};
 
-const LOW_BITS: u32 = 15;
+const LOW_BITS: i32 = 15;
+const SHIFT: i32 = PRECISION_BITS as i32;
+/// Columns of a block of the vertical pass.
+const BLOCK: usize = 16;
+/// Output pixels that the horizontal pass finishes together.
+const GROUP: usize = 4;
 
 /// Whether this processor has it.
 pub fn is_here() -> bool {
@@ -29,79 +34,96 @@ struct Four {
     high: i64,
 }
 
-/// Resizes every row along `columns`. `C` is 3 or 4.
+impl Four {
+    fn new(weights: &[i32; TAPS]) -> Self {
+        Four {
+            low: bytemuck::cast(weights.map(|w| parts(w).0)),
+            high: bytemuck::cast(weights.map(|w| parts(w).1)),
+        }
+    }
+}
+
+/// Resizes every row along `columns`. `C` is 3 or 4; up to `SLACK` bytes of `out` behind the last
+/// row are overwritten.
 ///
 /// # Panics
 /// Where there is no AVX2.
 pub fn horizontal<'a, const C: usize>(
     rows: impl Iterator<Item = &'a [u8]>,
     columns: &Axis,
-    out: &mut Vec<u8>,
+    out: &mut [u8],
 ) {
     assert!(is_here() && (C == 3 || C == 4));
-    let fours: Vec<Four> = columns
-        .weights
-        .as_chunks::<TAPS>()
-        .0
-        .iter()
-        .map(|weights| Four {
-            low: bytemuck::cast(weights.map(|w| parts(w).0)),
-            high: bytemuck::cast(weights.map(|w| parts(w).1)),
-        })
-        .collect();
+    let weights = columns.weights.as_chunks::<TAPS>().0;
+    let mut fours: Vec<Four> = weights.iter().map(Four::new).collect();
+    let mut firsts = columns.firsts.clone();
+    // The last output again, until the group is full: the next row overwrites it.
+    while !firsts.len().is_multiple_of(GROUP) {
+        firsts.push(firsts[firsts.len() - 1]);
+        fours.extend_from_within(fours.len() - columns.stride / TAPS..);
+    }
     // Reads go up to a stride of pixels and a vector beyond the row.
     let mut padded = Vec::new();
-    for row in rows {
+    for (index, row) in rows.enumerate() {
         padded.clear();
         padded.extend_from_slice(row);
         padded.resize(row.len() + columns.stride * C + 16, 0);
+        let out = &mut out[index * columns.firsts.len() * C..];
         // SAFETY: this processor has AVX2, as asserted.
-        unsafe { horizontal_row::<C>(&padded, columns, &fours, out) };
+        unsafe { horizontal_row::<C>(&padded, &firsts, &fours, out) };
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn horizontal_row<const C: usize>(
-    padded: &[u8],
-    columns: &Axis,
-    fours: &[Four],
-    out: &mut Vec<u8>,
-) {
-    let shuffle = interleave::<C>();
-    let steps = columns.stride / TAPS;
-    for (first, fours) in columns.firsts.iter().zip(fours.chunks_exact(steps)) {
-        let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-        let pixels = &padded[first * C..][..(steps - 1) * TAPS * C + 16];
-        for (step, four) in fours.iter().enumerate() {
-            let bytes: [u8; 16] = *pixels[step * TAPS * C..]
-                .first_chunk()
-                .expect("rows are padded");
-            let both = _mm256_broadcastsi128_si256(bytemuck::cast(bytes));
-            let values = _mm256_shuffle_epi8(both, shuffle);
-            let by_low = _mm256_madd_epi16(values, _mm256_set1_epi64x(four.low));
-            let by_high = _mm256_madd_epi16(values, _mm256_set1_epi64x(four.high));
-            low = _mm256_add_epi32(low, by_low);
-            high = _mm256_add_epi32(high, by_high);
-        }
-        let sums = _mm256_add_epi32(low, _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high));
-        // Lanes: [red, green, …], [blue, alpha, …].
-        let sums = _mm256_hadd_epi32(sums, sums);
-        let rounded = _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(
-            sums,
-            _mm256_set1_epi32(HALF),
-        ));
-        let words = _mm256_packs_epi32(rounded, rounded);
+fn horizontal_row<const C: usize>(padded: &[u8], firsts: &[usize], fours: &[Four], out: &mut [u8]) {
+    let (spread, gather) = (spread::<C>(), gather::<C>());
+    let steps = fours.len() / firsts.len();
+    let groups = firsts.as_chunks::<GROUP>().0.iter();
+    for (index, (firsts, fours)) in groups.zip(fours.chunks_exact(GROUP * steps)).enumerate() {
+        let sum = |pixel: usize| {
+            let pixels = &padded[firsts[pixel] * C..];
+            pixel_sums::<C>(pixels, &fours[pixel * steps..(pixel + 1) * steps], spread)
+        };
+        // Lanes: [red, green] of two pixels | [blue, alpha] of the same.
+        let pairs = [
+            _mm256_hadd_epi32(sum(0), sum(1)),
+            _mm256_hadd_epi32(sum(2), sum(3)),
+        ];
+        let [first, second] = pairs.map(|pair| {
+            _mm256_srai_epi32::<SHIFT>(_mm256_add_epi32(pair, _mm256_set1_epi32(HALF)))
+        });
+        let words = _mm256_packs_epi32(first, second);
         let bytes = _mm256_packus_epi16(words, words);
-        let red_green = _mm256_extract_epi16::<0>(bytes) as u16;
-        let blue_alpha = _mm256_extract_epi16::<8>(bytes) as u16;
-        let pixel = u32::from(red_green) | u32::from(blue_alpha) << 16;
-        out.extend_from_slice(&pixel.to_le_bytes()[..C]);
+        let pixels = _mm_unpacklo_epi16(
+            _mm256_castsi256_si128(bytes),
+            _mm256_extracti128_si256::<1>(bytes),
+        );
+        let pixels: [u8; 16] = bytemuck::cast(_mm_shuffle_epi8(pixels, gather));
+        out[index * GROUP * C..][..16].copy_from_slice(&pixels);
     }
+}
+
+/// The weighted sums of one output pixel, each in two halves: red, red, green, green | blue, …
+#[target_feature(enable = "avx2")]
+fn pixel_sums<const C: usize>(pixels: &[u8], fours: &[Four], spread: __m256i) -> __m256i {
+    let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    for (step, four) in fours.iter().enumerate() {
+        let bytes: [u8; 16] = *pixels[step * TAPS * C..]
+            .first_chunk()
+            .expect("rows are padded");
+        let both = _mm256_broadcastsi128_si256(bytemuck::cast(bytes));
+        let values = _mm256_shuffle_epi8(both, spread);
+        let by_low = _mm256_madd_epi16(values, _mm256_set1_epi64x(four.low));
+        let by_high = _mm256_madd_epi16(values, _mm256_set1_epi64x(four.high));
+        low = _mm256_add_epi32(low, by_low);
+        high = _mm256_add_epi32(high, by_high);
+    }
+    _mm256_add_epi32(low, _mm256_slli_epi32::<LOW_BITS>(high))
 }
 
 /// Sends the bytes of four pixels to 16-bit words: four reds, four greens | four blues, four alphas.
 #[target_feature(enable = "avx2")]
-fn interleave<const C: usize>() -> __m256i {
+fn spread<const C: usize>() -> __m256i {
     let mut bytes = [0x80u8; 32];
     for channel in 0..C {
         for tap in 0..TAPS {
@@ -111,73 +133,86 @@ fn interleave<const C: usize>() -> __m256i {
     bytemuck::cast(bytes)
 }
 
-/// The weighted sum of rows of `stride` bytes.
+/// Moves four pixels of four bytes together to four pixels of `C` bytes.
+#[target_feature(enable = "avx2")]
+fn gather<const C: usize>() -> __m128i {
+    let mut bytes = [0x80u8; 16];
+    for pixel in 0..GROUP {
+        for channel in 0..C {
+            bytes[pixel * C + channel] = (pixel * 4 + channel) as u8;
+        }
+    }
+    bytemuck::cast(bytes)
+}
+
+/// The weighted sum of rows as long as `out`.
 ///
 /// # Panics
 /// Where there is no AVX2.
-pub fn vertical_row(inputs: &[u8], stride: usize, weights: &[i32], out: &mut Vec<u8>) {
+pub fn vertical_row(inputs: &[u8], weights: &[i32], out: &mut [u8]) {
+    let stride = out.len();
     assert!(is_here() && inputs.len() == stride * weights.len());
     // SAFETY: this processor has AVX2, as asserted.
-    unsafe { blocks(inputs, stride, weights, out) };
-    for column in stride - stride % 16..stride {
+    unsafe { blocks(inputs, weights, out) };
+    for column in stride - stride % BLOCK..stride {
         let values = inputs[column..].iter().step_by(stride);
         let sum = values.zip(weights).fold(HALF, |sum, (value, weight)| {
             sum.wrapping_add(i32::from(*value) * weight)
         });
-        out.push(round(sum));
+        out[column] = round(sum);
     }
 }
 
-/// Sixteen columns at a time.
+/// [`BLOCK`] columns at a time, two rows at a time.
 #[target_feature(enable = "avx2")]
-fn blocks(inputs: &[u8], stride: usize, weights: &[i32], out: &mut Vec<u8>) {
-    let (pairs, last) = weights.as_chunks::<2>();
-    for column in (0..stride - stride % 16).step_by(16) {
-        let load = |row: usize| -> __m128i {
-            let bytes: [u8; 16] = *inputs[row * stride + column..]
-                .first_chunk()
-                .expect("a block ends inside its row");
-            bytemuck::cast(bytes)
-        };
+fn blocks(inputs: &[u8], weights: &[i32], out: &mut [u8]) {
+    let stride = out.len();
+    let pairs = weights.chunks(2).map(|pair| {
+        let [first, second] = [pair[0], pair.get(1).copied().unwrap_or(0)].map(parts);
+        let low = _mm256_set1_epi32(bytemuck::cast([first.0, second.0]));
+        let high = _mm256_set1_epi32(bytemuck::cast([first.1, second.1]));
+        (low, high)
+    });
+    let pairs: Vec<(__m256i, __m256i)> = pairs.collect();
+    for (block, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+        let column = block * BLOCK;
         let mut sums = [_mm256_setzero_si256(); 4];
-        for (pair, both) in pairs.iter().enumerate() {
-            let rows = (load(2 * pair), load(2 * pair + 1));
-            add_pair(rows, [both[0], both[1]], &mut sums);
-        }
-        if let [last] = last {
-            let rows = (load(2 * pairs.len()), _mm_setzero_si128());
-            add_pair(rows, [*last, 0], &mut sums);
+        for (pair, (low, high)) in pairs.iter().enumerate() {
+            let place = 2 * pair * stride + column;
+            let first = load(&inputs[place..]);
+            let below = place + stride;
+            // Behind the last row of an odd number there is none; its weight is zero.
+            let second = if below + BLOCK <= inputs.len() {
+                load(&inputs[below..])
+            } else {
+                first
+            };
+            let values = [
+                _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(first, second)),
+                _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(first, second)),
+            ];
+            for (values, sums) in values.into_iter().zip(sums.as_chunks_mut::<2>().0) {
+                sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(values, *low));
+                sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(values, *high));
+            }
         }
         let whole = |low, high| {
-            let high = _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high);
+            let high = _mm256_slli_epi32::<LOW_BITS>(high);
             let sum = _mm256_add_epi32(_mm256_add_epi32(low, high), _mm256_set1_epi32(HALF));
-            _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(sum)
+            _mm256_srai_epi32::<SHIFT>(sum)
         };
         let (first, second) = (whole(sums[0], sums[1]), whole(sums[2], sums[3]));
         // Packs go by 128-bit lanes; the permutation puts the quarters in their order.
         let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(first, second));
-        let bytes = _mm_packus_epi16(
+        *out = bytemuck::cast(_mm_packus_epi16(
             _mm256_castsi256_si128(words),
             _mm256_extracti128_si256::<1>(words),
-        );
-        out.extend_from_slice(&bytemuck::cast::<__m128i, [u8; 16]>(bytes));
+        ));
     }
 }
 
-/// Adds two rows' products: columns 0-7 in `sums[0]` (lower parts) and `sums[1]` (higher), columns
-/// 8-15 in the others.
 #[target_feature(enable = "avx2")]
-fn add_pair(rows: (__m128i, __m128i), weights: [i32; 2], sums: &mut [__m256i; 4]) {
-    let values = [
-        _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(rows.0, rows.1)),
-        _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(rows.0, rows.1)),
-    ];
-    let [(low_0, high_0), (low_1, high_1)] = weights.map(parts);
-    let low = _mm256_set1_epi32(bytemuck::cast([low_0, low_1]));
-    let high = _mm256_set1_epi32(bytemuck::cast([high_0, high_1]));
-    for (half, values) in values.into_iter().enumerate() {
-        sums[2 * half] = _mm256_add_epi32(sums[2 * half], _mm256_madd_epi16(values, low));
-        let by_high = _mm256_madd_epi16(values, high);
-        sums[2 * half + 1] = _mm256_add_epi32(sums[2 * half + 1], by_high);
-    }
+fn load(bytes: &[u8]) -> __m128i {
+    let block: [u8; BLOCK] = *bytes.first_chunk().expect("a block ends inside its row");
+    bytemuck::cast(block)
 }
