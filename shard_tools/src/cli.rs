@@ -3,7 +3,8 @@
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
-use crate::pack::{self, cli::PackArguments};
+use crate::pack;
+use crate::pack::cli::{MixArguments, PackArguments};
 use crate::store::Root;
 use crate::{pair, reader, verify};
 
@@ -12,6 +13,8 @@ use crate::{pair, reader, verify};
 pub enum Command {
     /// Pack a publisher's files, a folder of images and captions, or webdataset tars into shards.
     Pack(PackArguments),
+    /// Shuffle several packed datasets into one, each a source of its own.
+    Mix(MixArguments),
     /// Write manifest and indexes beside webdataset tars that another program wrote.
     Index {
         /// Folder or s3:// URL with the tars.
@@ -47,6 +50,7 @@ pub enum Command {
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Pack(arguments) => pack::cli::pack(arguments).await?,
+        Command::Mix(arguments) => pack::cli::mix(arguments).await?,
         Command::Index { dataset, name } => {
             let manifest = verify::index_foreign(&Root::open(&dataset)?, &name).await?;
             println!(

@@ -74,10 +74,12 @@ pub enum ShardError {
     },
     /// More of the input is bad than is allowed.
     #[error(
-        "{last} ({bad} bad of {seen} so far, {allowed} allowed); `--max-bad N` or a share as \
-         `--max-bad 0.5%` goes on without such samples and lists each in bad.jsonl"
+        "{input}: {last} ({bad} bad of {seen} so far, {allowed} allowed); `--max-bad N` or a share \
+         as `--max-bad 0.5%` goes on without such samples and lists each in bad.jsonl"
     )]
     TooManyBad {
+        /// The input's folder.
+        input: String,
         /// The one that was too much.
         last: String,
         /// Bad ones up to it.

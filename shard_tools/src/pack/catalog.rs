@@ -141,10 +141,11 @@ impl Catalog {
         serde_json::from_slice(bytes).expect("written by `push`")
     }
 
-    /// The name of `place` for people.
+    /// The name of `place` for people. Where the input lies is no part of it: the same input gives
+    /// the same list of what is bad anywhere.
     pub fn name(&self, place: &Place) -> String {
         match place {
-            Place::File(file) => self.folder.join(file).display().to_string(),
+            Place::File(file) => file.clone(),
             Place::Member(tar, member) => {
                 let file = &self.tars[*tar as usize].1;
                 format!("{file}, member {}, offset {}", member.name, member.offset)

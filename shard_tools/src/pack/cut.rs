@@ -7,6 +7,7 @@ use futures::stream::BoxStream;
 
 use super::PackOptions;
 use super::bad::Bad;
+use super::catalog::Catalog;
 use super::journal::Entry;
 use super::progress::Progress;
 use super::read::{Outcome, Sample};
@@ -25,6 +26,7 @@ pub struct Closed {
 
 /// Counts what is bad and fails at one too many.
 pub struct Tally {
+    input: String,
     allowed: u64,
     bad: u64,
     seen: u64,
@@ -40,14 +42,16 @@ impl Tally {
     /// [`ShardError::TooManyBad`].
     pub fn begin(
         options: &PackOptions,
+        catalog: &Catalog,
         samples: u64,
-        records: &[Bad],
         entries: &[Entry],
     ) -> Result<Self, ShardError> {
+        let (input, records) = (catalog.folder.display().to_string(), &catalog.bad);
         let all = samples + records.len() as u64;
         let allowed = options.max_bad.of(all);
         if let Some(last) = records.get(allowed as usize) {
             return Err(ShardError::TooManyBad {
+                input,
                 last: last.to_string(),
                 bad: records.len() as u64,
                 seen: all,
@@ -56,6 +60,7 @@ impl Tally {
         }
         let before = entries.iter().map(|entry| entry.samples).sum();
         let mut tally = Tally {
+            input,
             allowed,
             bad: records.len() as u64,
             seen: records.len() as u64,
@@ -76,6 +81,7 @@ impl Tally {
             return Ok(());
         }
         Err(ShardError::TooManyBad {
+            input: self.input.clone(),
             last: bad.to_string(),
             bad: self.bad,
             seen: self.seen,

@@ -78,7 +78,7 @@ pub async fn pack(catalog: Catalog, options: &PackOptions) -> Result<Packed, Sha
         root,
         options: options.clone(),
     });
-    let tally = Tally::begin(options, work.order.samples(), &work.catalog.bad, &entries)?;
+    let tally = Tally::begin(options, &work.catalog, work.order.samples(), &entries)?;
     let begin = entries.last().map_or(0, |entry| entry.end);
     let cutter = Cutter::new(outcomes(work.clone(), begin).boxed(), tally, begin);
     write(&work, cutter, &journal, &mut entries).await?;

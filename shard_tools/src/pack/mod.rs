@@ -3,22 +3,25 @@
 //! A format describes what it finds in a [`Catalog`]; the engine shuffles, reads, cuts and writes,
 //! and knows no format.
 
+mod answers;
 mod bad;
 mod catalog;
 pub mod cli;
+mod contractions;
 mod cut;
 mod engine;
-mod folder;
+pub mod formats;
 mod journal;
 mod order;
 mod progress;
 mod read;
 mod shard;
 
+pub use answers::{Majorities, Vocabulary, normalize, soft_score};
 pub use bad::{BAD_FILE, Bad, BadKind, MaxBad, by_kind};
 pub use catalog::{Catalog, Description, Place, Texts, key_of};
 pub use engine::{Packed, pack};
-pub use folder::{catalog as folder, list_keys};
+pub use formats::folder::{catalog as folder, list_keys};
 pub use shard::tar_of;
 pub(crate) use shard::{describe, manifest_of, write_manifest};
 

@@ -62,7 +62,7 @@ impl Progress {
             Shown::Bar(bar) => {
                 bar.set_position(all);
                 // Words change far less often than the bar would be drawn.
-                if self.done % 64 == 0 || all == self.samples {
+                if self.done.is_multiple_of(64) || all == self.samples {
                     bar.set_message(
                         told(self.begun.elapsed(), self.done, self.bytes, self.bad)
                             + &eta(self.begun.elapsed(), self.done, self.samples - all),

@@ -153,12 +153,18 @@ impl Reader<'_> {
             let reason = format!(
                 "has the key `{}`, as {} has",
                 first.key,
-                self.catalog.name(&first.images[0])
+                self.catalog.name(self.somewhere())
             );
-            return Err(self.bad(BadKind::DoubleKey, &other.images[0], reason));
+            let place = other.images.first().unwrap_or(self.somewhere());
+            return Err(self.bad(BadKind::DoubleKey, place, reason));
         }
         // Texts first: they are cheap, and a failed download says why there is no image.
         let (pairs, repeated) = self.pairs()?;
+        if first.images.len() != self.catalog.contents.images() {
+            let (found, needed) = (first.images.len(), self.catalog.contents.images());
+            let reason = format!("`{}` has {found} images, not {needed}", first.key);
+            return Err(self.bad(BadKind::MissingImage, self.somewhere(), reason));
+        }
         let mut members = Vec::with_capacity(first.images.len() + 1);
         for (index, place) in first.images.iter().enumerate() {
             let bytes = self.bytes(place, BadKind::MissingImage, IMAGE_BYTES_MAX)?;
@@ -186,13 +192,19 @@ impl Reader<'_> {
         })
     }
 
-    fn text_failure(&self, reason: String) -> Failure {
+    /// A place that tells people which sample it is.
+    fn somewhere(&self) -> &Place {
         let first = &self.parts[0];
-        let place = match &first.texts {
-            Texts::At(place) => place,
-            _ => &first.images[0],
+        let text = match &first.texts {
+            Texts::At(place) => Some(place),
+            _ => None,
         };
-        self.bad(BadKind::BrokenText, place, reason)
+        let place = text.or(first.images.first()).or(first.record.as_ref());
+        place.expect("a description has a place")
+    }
+
+    fn text_failure(&self, reason: String) -> Failure {
+        self.bad(BadKind::BrokenText, self.somewhere(), reason)
     }
 
     /// The sample's pairs, and how many captions were blank or there already.

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::catalog::{Catalog, Description, Place, Texts};
 use crate::error::ShardError;
+use crate::pack::catalog::{Catalog, Description, Place, Texts};
 use crate::pair::{Contents, TEXT_EXTENSION};
 use crate::reader;
 
