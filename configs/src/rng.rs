@@ -19,7 +19,7 @@ pub enum Purpose {
     ShardOrder = 2,
     /// Permutation of pairs in a window.
     WindowOrder = 3,
-    /// Which caption of an image falls into which round.
+    /// Where a shard's pairs begin to be dealt to rounds.
     CaptionRound = 4,
     /// MLM masking of one pair.
     Mask = 5,
@@ -35,6 +35,12 @@ pub enum Purpose {
     Pack = 10,
     /// Hard negatives of the contrastive tasks.
     Negatives = 11,
+    /// Random transforms of one pair's images.
+    Augment = 12,
+    /// Order of a lane's pairs of one step over several datasets.
+    Mixture = 13,
+    /// The pair that stands for one of a shard under quarantine.
+    Substitute = 14,
 }
 
 /// A key into the random function. Derive with [`Key::with`]; draw with [`Key::bits`].

@@ -1,13 +1,14 @@
 //! `belfry bench`: what this machine does, each figure beside its floor measured in the same run.
 //!
 //! `step` is a worker's training step, `reduce` the all-reduce, `data` the way from shards to host
-//! batches, `checkpoint` the way of a state to the store and back. Rounds of figure and floor
+//! batches, `order` which pairs they are, `checkpoint` the way of a state to the store and back. Rounds of figure and floor
 //! alternate, so that what else the machine does meets both; medians are shown.
 
 mod checkpoint;
 mod data;
 mod fit;
 mod ladder;
+mod order;
 mod reduce;
 mod run_file;
 mod step;
@@ -49,6 +50,11 @@ pub enum Bench {
     ///
     /// Example: belfry bench data configs/quickstart.toml --steps 20
     Data(data::DataArguments),
+    /// The order of training pairs: its plan time and memory, how fast it seeks, and how well windows
+    /// of several sizes shuffle, beside a uniform shuffle. Reads manifests only.
+    ///
+    /// Example: belfry bench order configs/pretrain-4m.toml --synthetic 4000000,9000000,4000
+    Order(order::OrderArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -96,6 +102,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
             tokio::task::spawn_blocking(move || step::run(&arguments)).await?
         }
         Bench::Data(arguments) => data::run(arguments).await,
+        Bench::Order(arguments) => order::run(arguments).await,
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }

@@ -226,19 +226,20 @@ impl Room {
         };
         let (mut reports, mut pairs) = (Vec::new(), Xxh3::new());
         let group = self.config.batch.device_batch as usize;
-        for (index, group_batches) in batches.chunks(group).enumerate() {
-            let keys: Vec<Key> = (0..group_batches.len())
-                .map(|i| root.with((index * group + i) as u64))
+        for id in batches.iter().flat_map(|b| &b.pair_ids) {
+            pairs.update(&id.to_le_bytes());
+        }
+        let mut batches = batches.into_iter();
+        for first in (0..self.config.micro_batches_per_lane() as usize).step_by(group) {
+            let keys: Vec<Key> = (first..first + group)
+                .map(|i| root.with(i as u64))
                 .collect();
-            let inputs = device_batch(group_batches);
+            let inputs = device_batch(batches.by_ref().take(group));
             let target = (&mut sum).into();
             let step = self
                 .model
                 .pretrain_step(&weights, &inputs, Draws::Keys(&keys), target);
             reports.push(step.map_err(|e| at(&e))?);
-            for id in group_batches.iter().flat_map(|b| &b.pair_ids) {
-                pairs.update(&id.to_le_bytes());
-            }
         }
         report.pairs_digest = pairs.digest128().to_le_bytes().to_vec();
         let mut seconds = 0.0;
@@ -266,7 +267,7 @@ impl Room {
         let mut micro_batches = 0u32;
         for batch in data.evaluation_batches() {
             let batch = batch.map_err(|e| e.to_string())?;
-            let inputs = device_batch(std::slice::from_ref(&batch));
+            let inputs = device_batch(std::iter::once(batch));
             let reports = self.model.pretrain_evaluate(&weights, &inputs);
             for one in &reports.map_err(|e| e.to_string())? {
                 add_report(&mut sum, one);
@@ -310,25 +311,28 @@ fn add_report(sum: &mut v1::LaneReport, one: &MicroBatchReport) {
     sum.unmasked_micro_batches += u32::from(one.mlm_masked == 0);
 }
 
-/// Micro-batches side by side in one forward pass.
-fn device_batch(batches: &[HostBatch]) -> PretrainBatch {
-    let first = batches.first().expect("a device batch has a micro-batch");
-    let mut inputs = PretrainBatch {
-        micro_batches: batches.len(),
-        pairs: first.pairs,
-        text_len: first.text_len,
-        ..Default::default()
-    };
+/// Micro-batches side by side in one forward pass. The first one's vectors are taken as they are.
+fn device_batch(batches: impl Iterator<Item = HostBatch>) -> PretrainBatch {
+    let mut inputs = PretrainBatch::default();
     for batch in batches {
-        inputs.ids.extend_from_slice(&batch.ids);
-        inputs.masked_ids.extend_from_slice(&batch.masked_ids);
-        inputs.mlm_labels.extend_from_slice(&batch.mlm_labels);
-        inputs
-            .text_mask
-            .extend(batch.text_mask.iter().map(|m| f32::from(*m)));
-        inputs.images.extend_from_slice(&batch.images);
-        inputs.itm_images.extend_from_slice(&batch.itm_images);
-        inputs.itm_labels.extend_from_slice(&batch.itm_labels);
+        inputs.micro_batches += 1;
+        (inputs.pairs, inputs.text_len) = (batch.pairs, batch.text_len);
+        batch.itm_images(&mut inputs.itm_images);
+        join(&mut inputs.ids, batch.ids);
+        join(&mut inputs.masked_ids, batch.masked_ids);
+        join(&mut inputs.mlm_labels, batch.mlm_labels);
+        let mask = batch.text_mask.into_iter();
+        inputs.text_mask.extend(mask.map(f32::from));
+        join(&mut inputs.images, batch.images);
+        join(&mut inputs.itm_labels, batch.itm_labels);
     }
     inputs
+}
+
+fn join<T>(all: &mut Vec<T>, mut more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.append(&mut more);
+    }
 }

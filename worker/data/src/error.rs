@@ -1,5 +1,7 @@
 //! What can be wrong with data, with shard, member and offset.
 
+use crate::quarantine::ShardRef;
+
 /// Errors of the data plane.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -48,6 +50,25 @@ pub enum DataError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A shard stays unreadable: where a run allows a quarantine, it can go on without it.
+    #[error("{source}")]
+    Unreadable {
+        /// Which one.
+        shard: ShardRef,
+        /// Why, with its name.
+        #[source]
+        source: Box<DataError>,
+    },
+    /// Making a batch came to an end that nobody foresaw.
+    #[error("step {step}, lane {lane}: preparing its batches panicked: {reason}")]
+    Panicked {
+        /// The step.
+        step: u64,
+        /// The lane.
+        lane: u32,
+        /// What was said.
+        reason: String,
+    },
     /// The shard cache cannot be written.
     #[error("data.cache_dir: {path}: {source}")]
     Cache {
@@ -57,4 +78,14 @@ pub enum DataError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl DataError {
+    /// The training shard that cannot be read, where that is what is wrong.
+    pub fn unreadable(&self) -> Option<ShardRef> {
+        match self {
+            DataError::Unreadable { shard, .. } => Some(*shard),
+            _ => None,
+        }
+    }
 }

@@ -14,8 +14,8 @@ mod quarantine;
 mod text;
 
 pub use error::DataError;
-pub use host_batch::HostBatch;
+pub use host_batch::{HostBatch, Targets};
 pub use image::{clip_transform, transform};
-pub use order::{Order, PairPlace, ShardPairs};
+pub use order::{Dataset, FalsePair, Nth, PairRef, Sequence, Tail};
 pub use plane::{DataPlane, Split};
 pub use quarantine::{Quarantine, ShardRef};

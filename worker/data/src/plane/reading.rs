@@ -1,0 +1,245 @@
+//! From a pair's place to the bytes of its text and images: the only room that asks the cache.
+//!
+//! It refuses to know lanes, steps and what the bytes mean.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use rayon::prelude::*;
+use shard_tools::manifest::{Manifest, Member, SampleEntry, ShardIndex};
+use shard_tools::pair::{self, Pair};
+use shard_tools::reader;
+
+use crate::cache::{Cache, Shard};
+use crate::error::DataError;
+use crate::order::Nth;
+use crate::quarantine::ShardRef;
+
+/// Reads at a time: most of a lane's false images are ranged GETs, which are waiting, not work.
+const READS_MAX: usize = 16;
+
+/// An image in the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImagePlace {
+    pub shard: ShardRef,
+    pub sample: usize,
+    /// Of the sample's images.
+    pub image: usize,
+}
+
+/// A pair as it was read.
+pub struct PairRead {
+    pub pair: Pair,
+    /// Which of the dataset's sources it comes from.
+    pub source: u32,
+    /// The first pair of its sample, as a number of the shard's pairs.
+    pub first: u32,
+    pub sample: usize,
+    /// The sample's images.
+    pub images: Vec<Bytes>,
+}
+
+/// Shards that are held while a step's pairs are read.
+pub type Held = BTreeMap<ShardRef, Shard>;
+
+/// The datasets of a run.
+pub struct Reading {
+    caches: Vec<Cache>,
+    /// Whether a shard that cannot be read may be put under quarantine.
+    training: bool,
+    threads: rayon::ThreadPool,
+}
+
+impl Reading {
+    /// Opens all datasets at `paths`.
+    pub fn open<'a>(
+        paths: impl Iterator<Item = &'a str>,
+        (folder, bytes_max): (&Path, u64),
+        training: bool,
+    ) -> Result<Self, DataError> {
+        let caches = paths.map(|path| Cache::open(path, folder, bytes_max));
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(READS_MAX)
+            .thread_name(|number| format!("reads-{number}"));
+        let no_threads = |error| DataError::Cache {
+            path: "threads that read".into(),
+            source: std::io::Error::other(error),
+        };
+        Ok(Reading {
+            caches: caches.collect::<Result<_, _>>()?,
+            training,
+            threads: threads.build().map_err(no_threads)?,
+        })
+    }
+
+    /// The datasets' manifests.
+    pub fn manifests(&self) -> Vec<Manifest> {
+        self.caches.iter().map(|c| c.manifest.clone()).collect()
+    }
+
+    /// Runs `read` for all items, as many at a time as may be.
+    pub fn all<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        read: impl Fn(&T) -> Result<R, DataError> + Sync + Send,
+    ) -> Result<Vec<R>, DataError> {
+        self.threads
+            .install(|| items.par_iter().map(read).collect())
+    }
+
+    /// Whole shards, fetched where they are not at hand.
+    pub fn hold(&self, shards: impl Iterator<Item = ShardRef>) -> Result<Held, DataError> {
+        let distinct: BTreeMap<ShardRef, ()> = shards.map(|shard| (shard, ())).collect();
+        let distinct: Vec<ShardRef> = distinct.into_keys().collect();
+        let held = self.all(&distinct, |shard| Ok((*shard, self.shard(*shard)?)))?;
+        Ok(held.into_iter().collect())
+    }
+
+    /// A whole shard.
+    pub fn shard(&self, shard: ShardRef) -> Result<Shard, DataError> {
+        let bytes = self.cache(shard).shard(shard.shard as usize);
+        self.readable(shard, bytes)
+    }
+
+    /// Pair number `pair` of a shard: from `held` where it is there, else member by member.
+    pub fn pair(&self, shard: ShardRef, pair: u32, held: &Held) -> Result<PairRead, DataError> {
+        let index = self.index(shard)?;
+        let (sample, first) = sample_of(&index, pair);
+        let entry = &index.samples[sample];
+        let text = self.member(shard, &entry.text, held)?;
+        let pairs = pair::pairs(&entry.text.name, &text);
+        let mut pairs = pairs.map_err(|reason| self.wrong(shard, &entry.text, reason))?;
+        let (found, nth) = (pairs.len(), (pair - first) as usize);
+        if found != entry.pairs as usize {
+            let reason = format!("has {found} pairs, its index says {}", entry.pairs);
+            return Err(self.wrong(shard, &entry.text, reason));
+        }
+        let images = entry.images.iter();
+        let images = images.map(|image| self.member(shard, image, held));
+        Ok(PairRead {
+            pair: pairs.swap_remove(nth),
+            source: entry.source,
+            first,
+            sample,
+            images: images.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The first image of a pair's sample.
+    pub fn image_of(
+        &self,
+        shard: ShardRef,
+        pair: Nth,
+        held: &Held,
+    ) -> Result<(ImagePlace, Bytes), DataError> {
+        let index = self.index(shard)?;
+        let sample = match pair {
+            Nth::OfAll(pair) => sample_of(&index, pair).0,
+            Nth::OfSource { source, nth } => sample_of_source(&index, source, nth),
+        };
+        let member = index.samples.get(sample).map(|entry| &entry.images[0]);
+        let member = member.ok_or_else(|| DataError::Setting {
+            key: "data.train",
+            reason: format!(
+                "{}: its index has fewer pairs of a source than its manifest says; \
+                             run `belfry shards verify`",
+                self.name(shard)
+            ),
+        })?;
+        let image = ImagePlace {
+            shard,
+            sample,
+            image: 0,
+        };
+        Ok((image, self.member(shard, member, held)?))
+    }
+
+    /// What is wrong with a pair's text.
+    pub fn wrong_text(&self, shard: ShardRef, sample: usize, reason: String) -> DataError {
+        match self.index(shard) {
+            Ok(index) => self.wrong(shard, &index.samples[sample].text, reason),
+            Err(error) => error,
+        }
+    }
+
+    /// What is wrong with an image.
+    pub fn wrong_image(&self, place: ImagePlace, reason: String) -> DataError {
+        match self.index(place.shard) {
+            Ok(index) => {
+                let member = &index.samples[place.sample].images[place.image];
+                self.wrong(place.shard, member, reason)
+            }
+            Err(error) => error,
+        }
+    }
+
+    fn wrong(&self, shard: ShardRef, member: &Member, reason: String) -> DataError {
+        DataError::Image {
+            shard: self.name(shard),
+            member: member.name.clone(),
+            offset: member.offset,
+            reason,
+        }
+    }
+
+    fn name(&self, shard: ShardRef) -> String {
+        self.cache(shard).name(shard.shard as usize)
+    }
+
+    fn cache(&self, shard: ShardRef) -> &Cache {
+        &self.caches[shard.dataset as usize]
+    }
+
+    fn index(&self, shard: ShardRef) -> Result<std::sync::Arc<ShardIndex>, DataError> {
+        let index = self.cache(shard).index(shard.shard as usize);
+        self.readable(shard, index)
+    }
+
+    fn member(&self, shard: ShardRef, member: &Member, held: &Held) -> Result<Bytes, DataError> {
+        let bytes = match held.get(&shard) {
+            Some(tar) => reader::member_bytes(tar, &self.name(shard), member)
+                .map(|slice| tar.slice_ref(slice))
+                .map_err(DataError::from),
+            None => self.cache(shard).member(shard.shard as usize, member),
+        };
+        self.readable(shard, bytes)
+    }
+
+    fn readable<T>(&self, shard: ShardRef, read: Result<T, DataError>) -> Result<T, DataError> {
+        read.map_err(|error| match self.training {
+            true => DataError::Unreadable {
+                shard,
+                source: Box::new(error),
+            },
+            false => error,
+        })
+    }
+}
+
+/// (sample, its first pair) of a shard's pair.
+fn sample_of(index: &ShardIndex, pair: u32) -> (usize, u32) {
+    let mut first = 0;
+    for (number, sample) in index.samples.iter().enumerate() {
+        if pair < first + sample.pairs {
+            return (number, first);
+        }
+        first += sample.pairs;
+    }
+    unreachable!("the index's totals were checked against the manifest")
+}
+
+/// The sample that holds the `nth` pair of a source; beyond the last where there is none.
+fn sample_of_source(index: &ShardIndex, source: u32, nth: u32) -> usize {
+    let mut before = 0;
+    let holds = |sample: &SampleEntry| {
+        before += if sample.source == source {
+            sample.pairs
+        } else {
+            0
+        };
+        before > nth
+    };
+    let found = index.samples.iter().position(holds);
+    found.unwrap_or(index.samples.len())
+}
