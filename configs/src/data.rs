@@ -10,6 +10,11 @@ use crate::validate::{at_least_one, refuse};
 /// Datasets of one run: more would make a block of the mixture longer than a step.
 const DATASETS_MAX: usize = 64;
 
+/// Steps made ahead: more would fetch shards that a resume at another worker count never opens.
+const PREFETCH_STEPS_MAX: u32 = 64;
+/// Rounds: with more, a shard is opened for a few pairs.
+const ROUNDS_MAX: u32 = 64;
+
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,14 +51,16 @@ pub struct Data {
     /// What a JPEG that ends too early is.
     #[serde(default)]
     pub truncated_jpeg: TruncatedJpeg,
-    /// Passes over the shards in one epoch; captions of one image fall into different rounds.
+    /// Passes over the shards in one epoch; a shard's pairs are dealt to them in turn, so captions
+    /// of one image fall into different rounds.
     #[serde(default = "one")]
     pub rounds: u32,
     /// Shards in a lane's shuffle window. Part of the order.
     #[serde(default = "default_window_shards")]
     pub window_shards: u32,
-    /// `dataset` draws ITM's false images over the pair's whole dataset, as the authors do; `window`
-    /// from the open window: cheaper, another distribution.
+    /// `dataset` draws ITM's false images over the pair's whole dataset (over its source, where one
+    /// dataset was packed from several), as the authors do; `window` from the open window: cheaper,
+    /// another distribution.
     #[serde(default)]
     pub false_image: FalseImage,
     /// Local folder of the shard cache; default: under the run's local state.
@@ -85,8 +92,9 @@ pub struct Datasets(pub Vec<Dataset>);
 pub struct Dataset {
     /// Folder or URL with shards and their `manifest.json`.
     pub path: String,
-    /// Its share of the pairs of a step, against the others' weights. Default: its number of pairs, so
-    /// that all datasets end their epochs together. Each dataset has its own epochs.
+    /// Its share of the pairs of a step, against the others' weights, kept as an integer of 32 bits
+    /// against the heaviest. Default: its number of pairs, so that in every lane all datasets end
+    /// their epochs at the same position. Each dataset has its own epochs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
 }
@@ -232,7 +240,14 @@ impl Data {
                 "fills one dataset, and data.train names several",
             ));
         }
-        at_least_one("data.rounds", self.rounds.into())?;
+        if !(1..=ROUNDS_MAX).contains(&self.rounds) {
+            let reason = format!("must lie in 1..={ROUNDS_MAX}");
+            return Err(refuse("data.rounds", reason));
+        }
+        if self.prefetch_steps > PREFETCH_STEPS_MAX {
+            let reason = format!("must lie in 0..={PREFETCH_STEPS_MAX}");
+            return Err(refuse("data.prefetch_steps", reason));
+        }
         at_least_one("data.window_shards", self.window_shards.into())?;
         at_least_one("data.cache_bytes_max", self.cache_bytes_max)?;
         at_least_one("data.prefetch_bytes_max", self.prefetch_bytes_max)

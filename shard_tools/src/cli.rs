@@ -1,36 +1,20 @@
 //! The command line of `shard_tools`, also reached as `belfry shards`.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
-use crate::pack::{PackOptions, pack_folder};
+use crate::pack;
+use crate::pack::cli::{MixArguments, PackArguments};
 use crate::store::Root;
 use crate::{pair, reader, verify};
 
 /// What to do with a dataset.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Pack a folder of key.jpg|png|webp + key.txt (one caption a line) into shards.
-    Pack {
-        /// Folder of images and captions.
-        input: PathBuf,
-        /// Folder or s3:// URL of the new dataset.
-        output: String,
-        /// A name for people.
-        #[arg(long, default_value = "dataset")]
-        dataset: String,
-        /// A shard is closed when it holds this many pairs.
-        #[arg(long, default_value_t = 2000)]
-        pairs_per_shard: u32,
-        /// Seeds the shuffle of samples over shards.
-        #[arg(long, default_value_t = 0)]
-        seed: u64,
-        /// Go on with an unfinished dataset.
-        #[arg(long)]
-        resume: bool,
-    },
+    /// Pack a publisher's files, a folder of images and captions, or webdataset tars into shards.
+    Pack(PackArguments),
+    /// Shuffle several packed datasets into one, each a source of its own.
+    Mix(MixArguments),
     /// Write manifest and indexes beside webdataset tars that another program wrote.
     Index {
         /// Folder or s3:// URL with the tars.
@@ -65,33 +49,8 @@ pub enum Command {
 /// What went wrong, naming the file.
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Pack {
-            input,
-            output,
-            dataset,
-            pairs_per_shard,
-            seed,
-            resume,
-        } => {
-            let options = PackOptions {
-                input,
-                output,
-                dataset,
-                pairs_per_shard: pairs_per_shard.max(1),
-                seed,
-                keys: None,
-                resume,
-                progress: true,
-            };
-            let manifest = pack_folder(&options).await?;
-            println!(
-                "{}: {} samples, {} pairs in {} shards",
-                options.output,
-                manifest.samples,
-                manifest.pairs,
-                manifest.shards.len()
-            );
-        }
+        Command::Pack(arguments) => pack::cli::pack(arguments).await?,
+        Command::Mix(arguments) => pack::cli::mix(arguments).await?,
         Command::Index { dataset, name } => {
             let manifest = verify::index_foreign(&Root::open(&dataset)?, &name).await?;
             println!(

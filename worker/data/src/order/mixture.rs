@@ -38,9 +38,9 @@ impl Mixture {
         }
     }
 
-    /// (dataset, position in the lane's stream of this dataset) of all pairs of `lane` at `step`, in
-    /// order. `epoch_pairs` are the lane's pairs of one epoch by dataset: with them as weights all
-    /// datasets end their epochs at the same position of the lane.
+    /// (dataset, position in the lane's stream of this dataset) of all pairs of `lane` at `step`,
+    /// in order. `epoch_pairs` are the lane's pairs of one epoch by dataset: with them as weights
+    /// all datasets end their epochs at the same position of the lane.
     pub fn step(
         &self,
         (step, lane): (u64, u32),

@@ -1,8 +1,8 @@
 //! Which pair stands where: the exact, seekable order of every lane (DESIGN 5, "Order").
 //!
 //! Pure: from the validated configuration and the training manifests to the pairs of any lane at
-//! any step, in O(1), without an index, a shard or a cache. Whoever asks again, at any worker count,
-//! gets the same pairs; `belfry audit` replays a whole run from it.
+//! any step, in O(1), without an index, a shard or a cache. Whoever asks again, at any worker
+//! count, gets the same pairs; `belfry audit` replays a whole run from it.
 
 mod dataset;
 mod draws;
@@ -208,7 +208,8 @@ impl Sequence {
         self.first_ids[self.datasets.len()]
     }
 
-    /// Shards of the windows that `lane` reads in these steps, in the order in which they are opened.
+    /// Shards of the windows that `lane` reads in these steps, dataset by dataset, in the order in
+    /// which they are opened.
     pub fn shards(&self, steps: Range<u64>, lane: u32) -> Vec<ShardRef> {
         let (from, to) = (
             self.trained(steps.start, lane),

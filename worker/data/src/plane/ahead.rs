@@ -17,6 +17,7 @@ const THREADS: usize = 2;
 /// Step and lane.
 type Place = (u64, u32);
 type Made<T> = Result<T, DataError>;
+type Make<T> = dyn Fn(Place, &Quarantine) -> Made<T> + Send + Sync;
 
 /// See the module.
 pub struct Ahead<T: Send + 'static> {
@@ -24,7 +25,7 @@ pub struct Ahead<T: Send + 'static> {
 }
 
 struct Shared<T> {
-    make: Box<dyn Fn(Place, &Quarantine) -> Made<T> + Send + Sync>,
+    make: Box<Make<T>>,
     limits: Limits,
     state: Mutex<State<T>>,
     changed: Condvar,
@@ -89,8 +90,8 @@ impl<T: Send + 'static> Ahead<T> {
         Ok(Ahead { shared })
     }
 
-    /// These lanes will be asked for at `step`, and probably at the steps behind it. What an earlier
-    /// hint asked for and nobody began is forgotten. Never blocks on reading.
+    /// These lanes will be asked for at `step`, and probably at the steps behind it. What an
+    /// earlier hint asked for and nobody began is forgotten. Never blocks on reading.
     pub fn hint(&self, step: u64, lanes: &[u32]) {
         let mut state = self.shared.lock();
         (state.step, state.lanes) = (step, lanes.to_vec());

@@ -6,7 +6,7 @@ use shard_tools::store::Root;
 
 use crate::error::DataError;
 
-/// Rows of the datasets' answer file, 0 for tasks without one. All datasets of a split have the same.
+/// Rows of the datasets' answer file, 0 for tasks without one; a split's datasets have the same.
 ///
 /// # Errors
 /// [`DataError::Shard`], [`DataError::Setting`]: no such file, not the manifest's, or not as many

@@ -33,6 +33,8 @@ use warm::Warm;
 const EVALUATION_EPOCH: u64 = u64::MAX;
 /// Steps, behind those whose batches are made ahead, whose windows' shards are fetched.
 const WARM_STEPS: u64 = 16;
+/// Lanes' steps made ahead, whatever their size: small ones cost bookkeeping, not bytes.
+const PLACES_MAX: u64 = 4096;
 
 /// Which datasets of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +101,8 @@ impl DataPlane {
             micro_batch: config.batch.micro_batch as usize,
             prefetch_steps: data.prefetch_steps.into(),
         });
-        let remote = datasets.paths().any(|path| path.contains("://"));
+        let far = |path: &str| path.contains("://") && !path.starts_with("file://");
+        let remote = datasets.paths().any(far);
         Self::around(inner, data.prefetch_bytes_max, training && remote)
     }
 
@@ -153,9 +156,10 @@ impl DataPlane {
         self.ahead.take((step, lane), quarantine)
     }
 
-    /// A hint: these lanes will be asked for at `step`, and at those behind it. Their batches are made
-    /// ahead for `data.prefetch_steps` further steps within `data.prefetch_bytes_max`, and the shards
-    /// of the windows behind them are fetched. Never blocks on reading; a new hint replaces the last.
+    /// A hint: these lanes will be asked for at `step`, and at those behind it. Their batches are
+    /// made ahead for `data.prefetch_steps` further steps within `data.prefetch_bytes_max`, and the
+    /// shards of the windows behind them are fetched. Never blocks on reading; a new hint replaces
+    /// the last.
     pub fn prefetch(&self, step: u64, lanes: &[u32]) {
         self.ahead.hint(step, lanes);
         if let Some(warm) = &self.warm {
@@ -169,8 +173,8 @@ impl DataPlane {
     }
 
     /// Micro-batches of every pair once, dataset by dataset in the manifests' order, with masks,
-    /// labels and false images drawn from keys of their own; the last one may be short. Each is read
-    /// when it is asked for.
+    /// labels and false images drawn from keys of their own; the last one may be short. Each is
+    /// read when it is asked for.
     ///
     /// # Errors
     /// [`DataError`] of each, naming shard, member and offset.
@@ -188,9 +192,6 @@ impl DataPlane {
         })
     }
 }
-
-/// Lanes' steps made ahead, whatever their size: small ones cost bookkeeping, not bytes.
-const PLACES_MAX: u64 = 4096;
 
 /// The pairs of a micro-batch and their labels.
 type Wanted = (Vec<PairRef>, Vec<i32>);

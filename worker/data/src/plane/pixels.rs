@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::reading::ImagePlace;
-use crate::image::clip_transform;
+use crate::image::transform;
 
 /// What is done to images.
 #[derive(Clone, Copy)]
@@ -76,11 +76,13 @@ impl How {
     }
 
     fn append(&self, wish: &Wish, out: &mut Vec<f32>) -> Result<(), String> {
-        if (self.kind, self.truncated) != (Transform::Clip, TruncatedJpeg::Refuse) {
-            let (kind, truncated) = (self.kind, self.truncated);
-            return Err(format!("{kind:?} with {truncated:?} is not in this build"));
-        }
-        out.extend(clip_transform(&wish.bytes, self.side)?);
-        Ok(())
+        transform(
+            &wish.bytes,
+            self.kind,
+            self.side,
+            self.truncated,
+            wish.key,
+            out,
+        )
     }
 }

@@ -46,7 +46,7 @@ pub type Held = BTreeMap<ShardRef, Shard>;
 /// The datasets of a run.
 pub struct Reading {
     caches: Vec<Cache>,
-    /// For people, by dataset; none where these are not training data and know no quarantine.
+    /// Whether a shard that cannot be read may be put under quarantine.
     training: bool,
     threads: rayon::ThreadPool,
 }

@@ -314,13 +314,14 @@ fn classifiers_have_their_labels_and_nlvr2_two_images() {
         let Targets::Classes(classes) = &batch.targets else {
             panic!("{:?}", batch.targets)
         };
-        for row in 0..4 {
+        assert_eq!(classes.len(), 4);
+        for (row, class) in classes.iter().enumerate() {
             let id = batch.pair_ids[row];
             let colours = &by_pair[id as usize];
             assert_eq!(image(&batch.images, row), pixels(colours[0]));
             assert_eq!(image(&batch.second_images, row), pixels(colours[1]));
             let pair = (id - batch.image_ids[row]) as u8;
-            assert_eq!(classes[row], i32::from((colours[0] / 2 + pair) % 2));
+            assert_eq!(*class, i32::from((colours[0] / 2 + pair) % 2));
         }
     }
     let wrong = |n: u8, p: u8| Pair {

@@ -1,0 +1,268 @@
+//! Where things live: a folder, a bucket or a web server, by one URL.
+//!
+//! Used by packers, the data plane, the coordinator's journal and the workers' checkpoints. What a
+//! location means stands in `location`, where credentials come from in `s3` and `cloud`.
+
+mod cloud;
+mod environment;
+mod error;
+mod large;
+mod location;
+mod process;
+mod profile;
+mod s3;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+    PutPayload, RetryConfig, memory::InMemory,
+};
+
+pub use environment::Environment;
+pub use error::StoreError;
+use location::Location;
+pub use location::Scheme;
+use profile::Files;
+
+/// A server that answers takes a connection at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Nothing came for so long: the connection is dead. Also the longest time of one part's upload.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest request, for one that trickles.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(600);
+/// No retry begins later than this after the first try.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Retries of one request. A body that breaks goes on where it broke and counts as one: a link that
+/// is cut after every megabyte still carries a range of 16.
+const RETRIES_MAX: usize = 20;
+const BACK_OFF_MIN: Duration = Duration::from_millis(100);
+const BACK_OFF_MAX: Duration = Duration::from_secs(2);
+
+/// The outcome of a put-if-absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// This call created it.
+    Yes,
+    /// It was there before.
+    Exists,
+}
+
+/// A folder or a bucket's prefix.
+#[derive(Clone, Debug)]
+pub struct Root {
+    store: Arc<dyn ObjectStore>,
+    scheme: Scheme,
+    prefix: Path,
+    url: String,
+}
+
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl Root {
+    /// Opens a folder (made when missing), or a store by its URL: `file://`, `s3://bucket/prefix`,
+    /// `gs://bucket/prefix`, `az://container/prefix`, and `http(s)://host/path` to read. Settings and
+    /// credentials come from the URL, this process's environment and AWS's profile files.
+    ///
+    /// # Errors
+    /// [`StoreError::Location`] and [`StoreError::Credentials`].
+    pub fn open(location: &str) -> Result<Self, StoreError> {
+        Root::open_in(location, &Environment::of_process())
+    }
+
+    /// The same with an environment that is given.
+    ///
+    /// # Errors
+    /// As [`Root::open`].
+    pub fn open_in(location: &str, environment: &Environment) -> Result<Self, StoreError> {
+        let location = Location::parse(location)?;
+        let (client, retry) = patience(&location)?;
+        let store: Arc<dyn ObjectStore> = match location.scheme {
+            Scheme::Folder => return Root::folder(&location),
+            Scheme::Memory => Arc::new(InMemory::new()),
+            Scheme::S3 => {
+                let files = Files::read(environment).map_err(|reason| StoreError::Credentials {
+                    location: location.shown.clone(),
+                    reason,
+                })?;
+                let settings = s3::settings(&location, environment, &files)?;
+                Arc::new(s3::open(&location, settings, client, retry)?)
+            }
+            Scheme::Gcs => Arc::new(cloud::google(&location, environment, client, retry)?),
+            Scheme::Azure => Arc::new(cloud::azure(&location, environment, client, retry)?),
+            Scheme::Http => Arc::new(cloud::http(&location, client, retry)?),
+        };
+        Ok(Root {
+            store,
+            scheme: location.scheme,
+            prefix: location.prefix,
+            url: location.shown,
+        })
+    }
+
+    fn folder(location: &Location) -> Result<Self, StoreError> {
+        let folder = &location.shown;
+        std::fs::create_dir_all(folder).map_err(|e| location.wrong(e.to_string()))?;
+        let absolute = std::fs::canonicalize(folder).map_err(|e| location.wrong(e.to_string()))?;
+        let store = LocalFileSystem::new_with_prefix(&absolute)
+            .map_err(|e| location.wrong(e.to_string()))?;
+        Ok(Root {
+            store: Arc::new(store),
+            scheme: Scheme::Folder,
+            prefix: Path::default(),
+            url: format!("{}", absolute.display()),
+        })
+    }
+
+    /// The local folder, where the root is one.
+    pub fn local_folder(&self) -> Option<std::path::PathBuf> {
+        (self.scheme == Scheme::Folder).then(|| self.url.clone().into())
+    }
+
+    fn path(&self, relative: &str) -> Path {
+        // As it is, so that what other tools wrote is found and what is listed can be read; only what
+        // no store takes is escaped.
+        let relative = Path::parse(relative).unwrap_or_else(|_| Path::from(relative));
+        self.prefix.parts().chain(relative.parts()).collect()
+    }
+
+    fn named(&self, relative: &str, source: object_store::Error) -> StoreError {
+        StoreError::of(format!("{}/{relative}", self.url), self.scheme, source)
+    }
+
+    fn writable(&self, relative: &str) -> Result<(), StoreError> {
+        if self.scheme == Scheme::Http {
+            let key = format!("{}/{relative}", self.url);
+            return Err(StoreError::ReadOnly { key });
+        }
+        Ok(())
+    }
+
+    /// The whole object.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the key.
+    pub async fn get(&self, relative: &str) -> Result<Bytes, StoreError> {
+        let read = async { self.store.get(&self.path(relative)).await?.bytes().await };
+        read.await.map_err(|e| self.named(relative, e))
+    }
+
+    /// Bytes `range` of the object.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the key.
+    pub async fn get_range(
+        &self,
+        relative: &str,
+        range: std::ops::Range<u64>,
+    ) -> Result<Bytes, StoreError> {
+        let read = self.store.get_range(&self.path(relative), range).await;
+        read.map_err(|e| self.named(relative, e))
+    }
+
+    /// Writes the object whole, replacing what was there.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the key.
+    pub async fn put(&self, relative: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.writable(relative)?;
+        let put = self
+            .store
+            .put(&self.path(relative), PutPayload::from(bytes))
+            .await;
+        put.map(|_| ()).map_err(|e| self.named(relative, e))
+    }
+
+    /// Removes the object; that it is gone already is no error.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the key.
+    pub async fn delete(&self, relative: &str) -> Result<(), StoreError> {
+        self.writable(relative)?;
+        match self.store.delete(&self.path(relative)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.named(relative, e)),
+        }
+    }
+
+    /// Writes the object only if nothing is there.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the key.
+    pub async fn create(&self, relative: &str, bytes: Bytes) -> Result<Created, StoreError> {
+        self.writable(relative)?;
+        let options = PutOptions::from(PutMode::Create);
+        let path = self.path(relative);
+        match self
+            .store
+            .put_opts(&path, PutPayload::from(bytes), options)
+            .await
+        {
+            Ok(_) => Ok(Created::Yes),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(Created::Exists),
+            Err(e) => Err(self.named(relative, e)),
+        }
+    }
+
+    /// Keys below `relative` with their sizes, sorted, relative to the root.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list(&self, relative: &str) -> Result<Vec<(String, u64)>, StoreError> {
+        self.writable(relative)?;
+        let prefix = self.path(relative);
+        let skip = self.prefix.as_ref().len() + usize::from(!self.prefix.as_ref().is_empty());
+        let listing = self.store.list(Some(&prefix)).map_ok(|meta| {
+            let key = meta.location.as_ref();
+            (key[skip.min(key.len())..].to_owned(), meta.size)
+        });
+        let mut keys: Vec<(String, u64)> = listing
+            .try_collect()
+            .await
+            .map_err(|e| self.named(relative, e))?;
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// Whether the object is there.
+    ///
+    /// # Errors
+    /// [`StoreError`], but not for its absence.
+    pub async fn exists(&self, relative: &str) -> Result<bool, StoreError> {
+        match self.store.head(&self.path(relative)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(self.named(relative, e)),
+        }
+    }
+}
+
+/// How long requests may take and how often they are tried again.
+fn patience(location: &Location) -> Result<(ClientOptions, RetryConfig), StoreError> {
+    let read_timeout = location.seconds("read_timeout_s")?.unwrap_or(READ_TIMEOUT);
+    let retry_timeout = location.seconds("retry_timeout_s")?;
+    let client = ClientOptions::new()
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_read_timeout(read_timeout)
+        .with_timeout(REQUEST_TIMEOUT);
+    let retry = RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: BACK_OFF_MIN,
+            max_backoff: BACK_OFF_MAX,
+            base: 2.0,
+        },
+        max_retries: RETRIES_MAX,
+        retry_timeout: retry_timeout.unwrap_or(RETRY_TIMEOUT),
+    };
+    Ok((client, retry))
+}
