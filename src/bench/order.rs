@@ -37,7 +37,7 @@ pub struct OrderArguments {
         default_value = "1,2,4,8,16"
     )]
     windows: Vec<u32>,
-    /// Steps of all lanes that are looked at, spread over the first epoch.
+    /// Steps of all lanes that are looked at, drawn from the first epoch.
     #[arg(long, value_name = "N", default_value_t = 16)]
     steps: u64,
 }
@@ -255,8 +255,8 @@ impl Cost {
             ),
         );
         report.note(
-            "opening is reading manifests, checking them and counting rounds; planning names all \
-             pairs of the first step of all lanes",
+            "opening checks the manifests and counts rounds; planning names all pairs of the first \
+             step of all lanes; what is said of windows is of steps drawn from the first epoch",
         );
         let plan = self.of_manifests + self.opened + self.planned;
         let thousands = self.pairs as f64 / 1e3;
@@ -322,13 +322,14 @@ impl Shuffle {
     fn of(sequence: &Sequence, manifests: &[Manifest], steps: u64) -> Self {
         let pairs: u64 = manifests.iter().map(|m| m.pairs).sum();
         let epoch = pairs / (u64::from(sequence.lanes()) * sequence.pairs_per_lane_step());
-        let stride = (epoch / steps).max(1);
+        // At random: equal distances could all fall on the ends of rounds, where windows are short.
+        let key = Key::new(0, Purpose::Mixture);
         let entries: Vec<&ShardEntry> = manifests.iter().flat_map(|m| &m.shards).collect();
         let share = |shard: &&ShardEntry| f64::from(shard.pairs) / pairs as f64;
         let (mut batch, mut neighbours) = (0, Neighbours::default());
         let (mut shards, mut images) = (0, 0);
         for number in 0..steps {
-            let all = step(sequence, number * stride);
+            let all = step(sequence, key.below(number, epoch.max(1)));
             batch = all.len();
             let per_lane = sequence.pairs_per_lane_step() as usize;
             all.chunks(per_lane)

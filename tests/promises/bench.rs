@@ -279,7 +279,7 @@ fn the_gpu_script_runs_through_and_ends_in_its_table() {
 #[test]
 fn an_order_of_nine_million_pairs_is_planned_at_once_in_little_memory() {
     let made_up = ["--synthetic", "4000000,9000000,4000", "--windows", "1,8"];
-    let case = ["order", "configs/pretrain-4m.toml", "--steps", "4"];
+    let case = ["order", "configs/pretrain-4m.toml", "--steps", "16"];
     let (text, json) = accepted(&[&case[..], &made_up[..]].concat());
     assert!(text.contains("uniform shuffle"), "{text}");
     let number = |key: &str| json[key].as_f64().expect(key);
