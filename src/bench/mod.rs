@@ -1,11 +1,13 @@
 //! `belfry bench`: what this machine does, each figure beside its floor measured in the same run.
 //!
 //! `step` is a worker's training step, `reduce` the all-reduce, `data` the way from shards to host
-//! batches, `checkpoint` the way of a state to the store and back. Rounds of figure and floor
-//! alternate, so that what else the machine does meets both; medians are shown.
+//! batches, `decode` the cost of an image on that way beside Python's, `checkpoint` the way of a
+//! state to the store and back. Rounds of figure and floor alternate, so that what else the machine
+//! does meets both; medians are shown.
 
 mod checkpoint;
 mod data;
+mod decode;
 mod fit;
 mod ladder;
 mod reduce;
@@ -49,6 +51,10 @@ pub enum Bench {
     ///
     /// Example: belfry bench data configs/quickstart.toml --steps 20
     Data(data::DataArguments),
+    /// From the bytes of shards to batches on one core, beside webdataset and Pillow in Python.
+    ///
+    /// Example: belfry bench decode configs/quickstart.toml --photos 96 --set model.image.size=288
+    Decode(decode::DecodeArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -96,6 +102,9 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
             tokio::task::spawn_blocking(move || step::run(&arguments)).await?
         }
         Bench::Data(arguments) => data::run(arguments).await,
+        Bench::Decode(arguments) => {
+            tokio::task::spawn_blocking(move || decode::run(&arguments)).await?
+        }
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }

@@ -19,3 +19,4 @@ pub use image::{clip_transform, transform};
 pub use order::{Order, PairPlace, ShardPairs};
 pub use plane::{DataPlane, Split};
 pub use quarantine::{Quarantine, ShardRef};
+pub use text::Text;
