@@ -1,11 +1,14 @@
 //! `belfry bench`: what this machine does, each figure beside its floor measured in the same run.
 //!
-//! `step` is a worker's training step, `reduce` the all-reduce, `data` the way from shards to host
-//! batches, `order` which pairs they are, `checkpoint` the way of a state to the store and back. Rounds of figure and floor
-//! alternate, so that what else the machine does meets both; medians are shown.
+//! `step` is a worker's training step, `reduce` the all-reduce, `pack` the way from files to shards,
+//! `fetch` from a store to the cache, `decode` an image's cost beside Python's, `data` all of it up to
+//! host batches, `order` which pairs they are, `checkpoint` the way of a state to the store and back.
+//! Rounds of figure and floor alternate, so that what else the machine does meets both; medians are
+//! shown.
 
 mod checkpoint;
 mod data;
+mod decode;
 mod fit;
 mod ladder;
 mod order;
@@ -55,6 +58,10 @@ pub enum Bench {
     ///
     /// Example: belfry bench order configs/pretrain-4m.toml --synthetic 4000000,9000000,4000
     Order(order::OrderArguments),
+    /// From the bytes of shards to batches on one core, beside webdataset and Pillow in Python.
+    ///
+    /// Example: belfry bench decode configs/quickstart.toml --photos 96 --set model.image.size=288
+    Decode(decode::DecodeArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -103,6 +110,9 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
         }
         Bench::Data(arguments) => data::run(arguments).await,
         Bench::Order(arguments) => order::run(arguments).await,
+        Bench::Decode(arguments) => {
+            tokio::task::spawn_blocking(move || decode::run(&arguments)).await?
+        }
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }

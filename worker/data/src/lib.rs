@@ -23,3 +23,4 @@ pub use order::{Dataset, FalsePair, Nth, PairRef, Sequence, Tail};
 pub use plane::{DataPlane, Split};
 pub use quarantine::{Quarantine, ShardRef};
 pub use replay::{EpochReport, NAMED_MAX, Replay, Replayed};
+pub use text::Text;

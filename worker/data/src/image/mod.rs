@@ -5,6 +5,7 @@ pub mod augment;
 mod buffers;
 mod crop;
 mod decode;
+mod jpeg;
 mod normalise;
 mod pixels;
 mod resize;

@@ -132,21 +132,20 @@ fn horizontal<const C: usize>(
     reach: (usize, usize),
     columns: &Axis,
 ) -> Vec<u8> {
-    let rows = (part.top + reach.0..part.top + reach.1).map(|row| {
-        let start = (row * from.width + part.left) * C;
-        &from.data[start..start + part.width * C]
-    });
+    let width = part.width * C;
+    let rows = (part.top + reach.0..part.top + reach.1)
+        .map(|row| &from.data[(row * from.width + part.left) * C..]);
     let stride = columns.firsts.len() * C;
     let all = rows.len() * stride;
     let mut out = buffers::take(all + SLACK);
     #[cfg(target_arch = "x86_64")]
     if avx2::is_here() {
-        avx2::horizontal::<C>(rows, columns, &mut out);
+        avx2::horizontal::<C>(rows.map(|row| (row, width)), columns, &mut out);
         out.truncate(all);
         return out;
     }
     for (row, out) in rows.zip(out.chunks_exact_mut(stride)) {
-        horizontal_row::<C>(row, columns, out);
+        horizontal_row::<C>(&row[..width], columns, out);
     }
     out.truncate(all);
     out
@@ -285,7 +284,7 @@ mod tests {
         let row = noise::<C>(from, 1, key).data;
         let (mut plain, mut fast) = (vec![0; to * C], vec![1; to * C + SLACK]);
         horizontal_row::<C>(&row, &axis, &mut plain);
-        avx2::horizontal::<C>([&row[..]].into_iter(), &axis, &mut fast);
+        avx2::horizontal::<C>([(&row[..], row.len())].into_iter(), &axis, &mut fast);
         assert_eq!(plain, fast[..to * C], "{C} channels, {from} to {to}");
         let stride = 1 + key.below(9, 70) as usize;
         let rows = noise::<1>(stride, from, key).data;

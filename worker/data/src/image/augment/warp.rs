@@ -86,29 +86,39 @@ fn warp(pixels: &mut Pixels<3>, map: Affine) {
 fn between(pixels: &Pixels<3>, x: i32, y: i32) -> [u8; 3] {
     let part = (1 << PLACE_BITS) - 1;
     let (left, top) = (x >> PLACE_BITS, y >> PLACE_BITS);
+    let corners = corners(pixels, left, top);
     let (x, y) = ((x & part) as u32, (y & part) as u32);
     let whole = 1 << PLACE_BITS;
-    let at = |x: i32, y: i32| {
-        let inside = (x as usize) < pixels.width && (y as usize) < pixels.height;
-        match inside && x >= 0 && y >= 0 {
-            true => {
-                let start = (y as usize * pixels.width + x as usize) * 3;
-                [0, 1, 2].map(|c| pixels.data[start + c])
-            }
-            false => FILL,
-        }
-    };
-    let corners = [
-        (at(left, top), (whole - x) * (whole - y)),
-        (at(left + 1, top), x * (whole - y)),
-        (at(left, top + 1), (whole - x) * y),
-        (at(left + 1, top + 1), x * y),
+    let weights = [
+        (whole - x) * (whole - y),
+        x * (whole - y),
+        (whole - x) * y,
+        x * y,
     ];
     std::array::from_fn(|c| {
-        let sum: u32 = corners
-            .iter()
-            .map(|(p, weight)| u32::from(p[c]) * weight)
+        let each = corners.iter().zip(weights);
+        let sum: u32 = each
+            .map(|(pixel, weight)| u32::from(pixel[c]) * weight)
             .sum();
         ((sum + (1 << (2 * PLACE_BITS - 1))) >> (2 * PLACE_BITS)) as u8
+    })
+}
+
+/// The pixels at, right of, below, and right of and below a place.
+fn corners(pixels: &Pixels<3>, left: i32, top: i32) -> [[u8; 3]; 4] {
+    let (width, height) = (pixels.width as i32, pixels.height as i32);
+    let all = pixels.data.as_chunks::<3>().0;
+    if left >= 0 && top >= 0 && left + 1 < width && top + 1 < height {
+        // Most pixels: one test for all four.
+        let place = top as usize * pixels.width + left as usize;
+        let (above, below) = (&all[place..place + 2], &all[place + pixels.width..][..2]);
+        return [above[0], above[1], below[0], below[1]];
+    }
+    [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(right, down)| {
+        let (x, y) = (left + right, top + down);
+        match (0..width).contains(&x) && (0..height).contains(&y) {
+            true => all[y as usize * pixels.width + x as usize],
+            false => FILL,
+        }
     })
 }

@@ -43,13 +43,13 @@ impl Four {
     }
 }
 
-/// Resizes every row along `columns`. `C` is 3 or 4; up to `SLACK` bytes of `out` behind the last
+/// Resizes every row along `columns`. A row is a slice that begins with it, and its bytes. `C` is 3 or 4; up to `SLACK` bytes of `out` behind the last
 /// row are overwritten.
 ///
 /// # Panics
 /// Where there is no AVX2.
 pub fn horizontal<'a, const C: usize>(
-    rows: impl Iterator<Item = &'a [u8]>,
+    rows: impl Iterator<Item = (&'a [u8], usize)>,
     columns: &Axis,
     out: &mut [u8],
 ) {
@@ -62,15 +62,23 @@ pub fn horizontal<'a, const C: usize>(
         firsts.push(firsts[firsts.len() - 1]);
         fours.extend_from_within(fours.len() - columns.stride / TAPS..);
     }
-    // Reads go up to a stride of pixels and a vector beyond the row.
+    // Reads go up to a stride of pixels and a vector beyond the row: into the next one, whose weights
+    // are zero, or behind a copy of the last.
+    let beyond = columns.stride * C + 16;
     let mut padded = Vec::new();
-    for (index, row) in rows.enumerate() {
-        padded.clear();
-        padded.extend_from_slice(row);
-        padded.resize(row.len() + columns.stride * C + 16, 0);
+    for (index, (row, width)) in rows.enumerate() {
         let out = &mut out[index * columns.firsts.len() * C..];
+        let row = match row.get(..width + beyond) {
+            Some(row) => row,
+            None => {
+                padded.clear();
+                padded.extend_from_slice(&row[..width]);
+                padded.resize(width + beyond, 0);
+                &padded
+            }
+        };
         // SAFETY: this processor has AVX2, as asserted.
-        unsafe { horizontal_row::<C>(&padded, &firsts, &fours, out) };
+        unsafe { horizontal_row::<C>(row, &firsts, &fours, out) };
     }
 }
 
@@ -107,10 +115,11 @@ fn horizontal_row<const C: usize>(padded: &[u8], firsts: &[usize], fours: &[Four
 #[target_feature(enable = "avx2")]
 fn pixel_sums<const C: usize>(pixels: &[u8], fours: &[Four], spread: __m256i) -> __m256i {
     let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    // One look at the bounds instead of one a step.
+    let pixels = &pixels[..(fours.len() - 1) * TAPS * C + 16];
     for (step, four) in fours.iter().enumerate() {
-        let bytes: [u8; 16] = *pixels[step * TAPS * C..]
-            .first_chunk()
-            .expect("rows are padded");
+        // SAFETY: 16 bytes lie behind the place of every step, as the slice was just cut.
+        let bytes: [u8; 16] = unsafe { *pixels.as_ptr().add(step * TAPS * C).cast() };
         let both = _mm256_broadcastsi128_si256(bytemuck::cast(bytes));
         let values = _mm256_shuffle_epi8(both, spread);
         let by_low = _mm256_madd_epi16(values, _mm256_set1_epi64x(four.low));
