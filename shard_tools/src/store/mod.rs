@@ -183,6 +183,18 @@ impl Root {
         put.map(|_| ()).map_err(|e| self.named(relative, e))
     }
 
+    /// Removes the object; that it is gone already is no error.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the key.
+    pub async fn delete(&self, relative: &str) -> Result<(), StoreError> {
+        self.writable(relative)?;
+        match self.store.delete(&self.path(relative)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.named(relative, e)),
+        }
+    }
+
     /// Writes the object only if nothing is there.
     ///
     /// # Errors

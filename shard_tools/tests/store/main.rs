@@ -79,6 +79,12 @@ async fn contract(root: &Root) {
         let bytes = root.get(key).await.expect("what is listed is there");
         assert_eq!(bytes.len() as u64, *size);
     }
+    for _ in 0..2 {
+        root.delete("a/large")
+            .await
+            .expect("deletes, or finds nothing to delete");
+        assert!(!root.exists("a/large").await.expect("answers"));
+    }
     assert!(root.list("nothing").await.expect("lists").is_empty());
 }
 

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{FalseImage, ValidConfig};
 use rayon::prelude::*;
-use shard_tools::manifest::ShardIndex;
-use shard_tools::{pair, reader};
+use shard_tools::pair;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Index};
 use crate::error::DataError;
 use crate::host_batch::HostBatch;
 use crate::image::clip_transform;
@@ -257,16 +256,17 @@ impl Inner {
     }
 
     /// Pairs of a shard, as indices among all its pairs, that fall into (epoch, round).
-    fn pairs_of_round(&self, index: &ShardIndex, epoch: u64, round: u32) -> Vec<u32> {
+    fn pairs_of_round(&self, index: &Index, epoch: u64, round: u32) -> Vec<u32> {
         let rounds = self.config.data.rounds;
         let key = Key::new(self.config.run.seed, Purpose::CaptionRound).with(epoch);
         let mut first = 0;
         let mut found = Vec::new();
-        for sample in &index.samples {
-            let start = key.with_name(&sample.key).below(0, u64::from(rounds)) as u32;
-            let captions = (0..sample.pairs).filter(|j| (start + j) % rounds == round);
+        for sample in 0..index.samples() {
+            let start = key.with_name(index.key(sample)).below(0, u64::from(rounds)) as u32;
+            let pairs = index.pairs(sample);
+            let captions = (0..pairs).filter(|j| (start + j) % rounds == round);
             found.extend(captions.map(|j| first + j));
-            first += sample.pairs;
+            first += pairs;
         }
         found
     }
@@ -321,21 +321,21 @@ impl Inner {
     fn row(&self, wanted: &Wanted, with_false_image: bool) -> Result<Row, DataError> {
         let shard = self.cache.shard(wanted.shard)?;
         let index = self.cache.index(wanted.shard)?;
-        let (sample, caption) = sample_of(&index, wanted.pair);
-        let entry = &index.samples[sample];
-        let name = self.cache.name(wanted.shard);
-        let text = reader::member_bytes(&shard, &name, &entry.text)?;
-        let pairs = pair::pairs(&entry.text.name, text).map_err(|reason| DataError::Image {
-            shard: name,
-            member: entry.text.name.clone(),
-            offset: entry.text.offset,
-            reason,
-        })?;
-        let pair = pairs.get(caption).ok_or_else(|| DataError::Image {
+        let (sample, caption) = index.sample_of(wanted.pair);
+        let member = index.text(sample);
+        let wrong = |reason| DataError::Image {
             shard: self.cache.name(wanted.shard),
-            member: entry.text.name.clone(),
-            offset: entry.text.offset,
-            reason: format!("has {} pairs, its index says {}", pairs.len(), entry.pairs),
+            member: member.name.clone(),
+            offset: member.offset,
+            reason,
+        };
+        let pairs = pair::pairs(&member.name, &shard.member(&member)?).map_err(wrong)?;
+        let pair = pairs.get(caption).ok_or_else(|| {
+            let expected = index.pairs(sample);
+            wrong(format!(
+                "has {} pairs, its index says {expected}",
+                pairs.len()
+            ))
         })?;
         let false_image = with_false_image
             .then(|| self.false_image(wanted))
@@ -362,7 +362,7 @@ impl Inner {
                 (shard, (drawn - self.before[shard]) as u32)
             }
         };
-        let (sample, _) = sample_of(&*self.cache.index(shard)?, pair);
+        let (sample, _) = self.cache.index(shard)?.sample_of(pair);
         self.image(shard, sample)
     }
 
@@ -386,12 +386,12 @@ impl Inner {
 
     fn image(&self, shard: usize, sample: usize) -> Result<Vec<f32>, DataError> {
         let index = self.cache.index(shard)?;
-        let member = &index.samples[sample].images[0];
-        let bytes = self.cache.member(shard, member)?;
+        let member = index.image(sample, 0);
+        let bytes = self.cache.member(shard, &member)?;
         let side = self.config.model.image.size as usize;
         clip_transform(&bytes, side).map_err(|reason| DataError::Image {
             shard: self.cache.name(shard),
-            member: member.name.clone(),
+            member: member.name,
             offset: member.offset,
             reason,
         })
@@ -402,16 +402,4 @@ struct Row {
     ids: Vec<i32>,
     image: Vec<f32>,
     false_image: Option<Vec<f32>>,
-}
-
-/// (sample, caption) of a shard's pair.
-fn sample_of(index: &ShardIndex, pair: u32) -> (usize, usize) {
-    let mut left = pair;
-    for (i, sample) in index.samples.iter().enumerate() {
-        if left < sample.pairs {
-            return (i, left as usize);
-        }
-        left -= sample.pairs;
-    }
-    unreachable!("the index's totals were checked against the manifest")
 }
