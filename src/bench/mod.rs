@@ -1,11 +1,13 @@
 //! `belfry bench`: what this machine does, each figure beside its floor measured in the same run.
 //!
-//! `step` is a worker's training step, `reduce` the all-reduce, `data` the way from shards to host
-//! batches, `checkpoint` the way of a state to the store and back. Rounds of figure and floor
-//! alternate, so that what else the machine does meets both; medians are shown.
+//! `step` is a worker's training step, `reduce` the all-reduce, `fetch` the way of shards from their
+//! store into the cache, `data` that from shards to host batches, `checkpoint` the way of a state to
+//! the store and back. Rounds of figure and floor alternate, so that what else the machine does meets
+//! both; medians are shown.
 
 mod checkpoint;
 mod data;
+mod fetch;
 mod fit;
 mod ladder;
 mod reduce;
@@ -49,6 +51,11 @@ pub enum Bench {
     ///
     /// Example: belfry bench data configs/quickstart.toml --steps 20
     Data(data::DataArguments),
+    /// Shards from their store into the cache, hashed, beside a bare loop of ranged GETs over the
+    /// same bytes.
+    ///
+    /// Example: belfry bench fetch s3://bucket/coco/train
+    Fetch(fetch::FetchArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -96,6 +103,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
             tokio::task::spawn_blocking(move || step::run(&arguments)).await?
         }
         Bench::Data(arguments) => data::run(arguments).await,
+        Bench::Fetch(arguments) => fetch::run(arguments).await,
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }

@@ -17,9 +17,9 @@ use tokio::task::JoinHandle;
 use crate::error::DataError;
 
 /// Bytes of one ranged GET: large against a round trip, small against a worker's memory.
-const RANGE_BYTES: u64 = 8 << 20;
+pub const RANGE_BYTES: u64 = 8 << 20;
 /// Ranges of one shard that are under way or wait for their turn.
-const RANGES_OF_SHARD: usize = 8;
+pub const RANGES_OF_SHARD: usize = 8;
 /// The same of a dataset: with [`RANGE_BYTES`], 128 MiB at most.
 const RANGES_MAX: usize = 16;
 /// Attempts over the store client's own retries, which go on where a body broke.
@@ -107,38 +107,39 @@ impl Fetcher {
         self.handle().block_on(retried(&self.counts, file, get))
     }
 
-    /// The object of `bytes` by parallel ranged GETs. The calling thread gives them to `sink` in
-    /// order, while others are under way.
+    /// The object of `bytes` by parallel ranged GETs. `write` gets what comes as it comes, on threads
+    /// of the fetcher, at its offset; `read` gets the same in order, on the calling thread.
     ///
     /// # Errors
-    /// [`DataError::Shard`], [`DataError::Short`], or the sink's.
+    /// [`DataError::Shard`], [`DataError::Short`], or those of `write`.
     pub(super) fn whole(
         &self,
         file: &str,
         bytes: u64,
-        mut sink: impl FnMut(&[u8], u64) -> Result<(), DataError>,
+        write: impl Fn(&[u8], u64) -> Result<(), DataError> + Clone + Send + Sync + 'static,
+        mut read: impl FnMut(&[u8]),
     ) -> Result<(), DataError> {
         let starts = (0..bytes).step_by(RANGE_BYTES as usize);
         let ranges = starts.map(|start| start..(start + RANGE_BYTES).min(bytes));
         let fetches = ranges.map(|range| {
             let (root, counts) = (self.root.clone(), Arc::clone(&self.counts));
             let (room, file) = (Arc::clone(&self.ranges), file.to_owned());
+            let write = write.clone();
             async move {
                 // Asked for in order, so the first of a shard always gets its room first.
                 let room = room.acquire_owned().await.expect("is never closed");
-                let start = range.start;
                 let task = tokio::spawn(async move {
-                    let get = || ranged(&root, &file, range.clone());
+                    let get = || streamed(&root, &file, range.clone(), &write);
                     retried(&counts, &file, get).await
                 });
-                fetched(Task(task), start, room).await
+                fetched(Task(task), room).await
             }
         });
         self.handle().block_on(async {
             let mut fetched = stream::iter(fetches).buffered(RANGES_OF_SHARD);
             while let Some(part) = fetched.next().await {
-                let (bytes, start, _room) = part?;
-                sink(&bytes, start)?;
+                let (pieces, _room) = part?;
+                pieces.iter().for_each(|piece| read(piece));
             }
             Ok(())
         })
@@ -170,12 +171,11 @@ impl Fetcher {
 }
 
 async fn fetched(
-    mut task: Task<Result<Bytes, DataError>>,
-    start: u64,
+    mut task: Task<Result<Vec<Bytes>, DataError>>,
     room: OwnedSemaphorePermit,
-) -> Result<(Bytes, u64, OwnedSemaphorePermit), DataError> {
+) -> Result<(Vec<Bytes>, OwnedSemaphorePermit), DataError> {
     match (&mut task.0).await {
-        Ok(bytes) => Ok((bytes?, start, room)),
+        Ok(pieces) => Ok((pieces?, room)),
         Err(ended) => std::panic::resume_unwind(ended.into_panic()),
     }
 }
@@ -183,27 +183,52 @@ async fn fetched(
 /// A GET that must give as much as was asked for: where an object is too short, stores give less.
 async fn ranged(root: &Root, file: &str, range: Range<u64>) -> Result<Bytes, DataError> {
     let bytes = root.get_range(file, range.clone()).await?;
-    if bytes.len() as u64 == range.end - range.start {
-        return Ok(bytes);
+    enough(root, file, &range, bytes.len() as u64)?;
+    Ok(bytes)
+}
+
+/// The same in pieces, each given to `write` when it comes.
+async fn streamed(
+    root: &Root,
+    file: &str,
+    range: Range<u64>,
+    write: &impl Fn(&[u8], u64) -> Result<(), DataError>,
+) -> Result<Vec<Bytes>, DataError> {
+    let mut stream = root.stream_range(file, range.clone()).await?;
+    let (mut pieces, mut at) = (Vec::new(), range.start);
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        write(&piece, at)?;
+        at += piece.len() as u64;
+        pieces.push(piece);
+    }
+    enough(root, file, &range, at - range.start)?;
+    Ok(pieces)
+}
+
+fn enough(root: &Root, file: &str, range: &Range<u64>, found: u64) -> Result<(), DataError> {
+    let expected = range.end - range.start;
+    if found == expected {
+        return Ok(());
     }
     Err(DataError::Short {
         shard: format!("{root}/{file}"),
         offset: range.start,
-        found: bytes.len() as u64,
-        expected: range.end - range.start,
+        found,
+        expected,
     })
 }
 
 /// Runs a request until it succeeds, cannot succeed, or was tried often enough.
-async fn retried<F>(counts: &Counts, key: &str, request: impl Fn() -> F) -> Result<Bytes, DataError>
+async fn retried<T, F>(counts: &Counts, key: &str, request: impl Fn() -> F) -> Result<T, DataError>
 where
-    F: Future<Output = Result<Bytes, DataError>>,
+    F: Future<Output = Result<T, DataError>>,
 {
     let mut attempt = 1;
     loop {
         count(&counts.gets);
         let error = match request().await {
-            Ok(bytes) => return Ok(bytes),
+            Ok(got) => return Ok(got),
             Err(error) => error,
         };
         if attempt == ATTEMPTS_MAX || !error.may_pass() {

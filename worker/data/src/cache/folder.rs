@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::error::DataError;
@@ -44,6 +45,7 @@ pub(super) enum Claim {
 
 /// A file that is being written; dropped unfinished, it is gone.
 pub(super) struct Part {
+    folder: Arc<Folder>,
     file: File,
     path: PathBuf,
     whole: PathBuf,
@@ -100,7 +102,7 @@ impl Folder {
 
     /// The whole file `name`, or the right to write its `bytes`. Waits for a worker that is about to
     /// write it.
-    pub(super) fn claim(&self, name: &str, bytes: u64) -> Result<Claim, DataError> {
+    pub(super) fn claim(self: &Arc<Self>, name: &str, bytes: u64) -> Result<Claim, DataError> {
         if bytes > self.bytes_max {
             return Err(DataError::Setting {
                 key: "data.cache_bytes_max",
@@ -144,11 +146,12 @@ impl Folder {
     }
 
     /// Called under the folder's lock.
-    fn begin(&self, name: &str, path: PathBuf, bytes: u64) -> Result<Part, DataError> {
+    fn begin(self: &Arc<Self>, name: &str, path: PathBuf, bytes: u64) -> Result<Part, DataError> {
         let mut options = OpenOptions::new();
         let options = options.create_new(true).read(true).write(true);
         let file = self.named(options.open(&path))?;
         let part = Part {
+            folder: Arc::clone(self),
             file,
             path,
             whole: self.path.join(name),
@@ -244,13 +247,17 @@ pub(super) fn is_named(file: &File) -> bool {
 }
 
 impl Part {
-    /// Writes at an offset.
-    pub(super) fn write(&self, folder: &Folder, bytes: &[u8], at: u64) -> Result<(), DataError> {
-        folder.named(self.file.write_all_at(bytes, at))
+    /// A way to write into it from any thread.
+    pub(super) fn writer(&self) -> Result<Writer, DataError> {
+        Ok(Writer {
+            file: Arc::new(self.folder.named(self.file.try_clone())?),
+            folder: Arc::clone(&self.folder),
+        })
     }
 
     /// Gives the file its name and lets go of the lock that others wait for.
-    pub(super) fn finish(mut self, folder: &Folder) -> Result<File, DataError> {
+    pub(super) fn finish(mut self) -> Result<File, DataError> {
+        let folder = &self.folder;
         // Under the folder's lock, so that who counts meets it once.
         let lock = folder.locked()?;
         folder.named(std::fs::rename(&self.path, &self.whole))?;
@@ -258,6 +265,19 @@ impl Part {
         drop(lock);
         folder.named(self.file.unlock())?;
         folder.named(self.file.try_clone())
+    }
+}
+
+/// Writes into a [`Part`].
+#[derive(Clone)]
+pub(super) struct Writer {
+    file: Arc<File>,
+    folder: Arc<Folder>,
+}
+
+impl Writer {
+    pub(super) fn write(&self, bytes: &[u8], at: u64) -> Result<(), DataError> {
+        self.folder.named(self.file.write_all_at(bytes, at))
     }
 }
 

@@ -20,7 +20,7 @@ use shard_tools::manifest::{Manifest, Member, ShardEntry, ShardIndex, sha256};
 use shard_tools::store::Root;
 use shard_tools::{reader, verify};
 
-pub use fetch::Counts;
+pub use fetch::{Counts, RANGE_BYTES, RANGES_OF_SHARD};
 pub use index::Index;
 pub use shard::Shard;
 
@@ -40,7 +40,7 @@ pub struct Cache {
     root: Root,
     /// What the dataset holds.
     pub manifest: Manifest,
-    folder: Folder,
+    folder: Arc<Folder>,
     fetcher: Fetcher,
     shards: Slots<Shard>,
     indexes: Mutex<Held<Index>>,
@@ -63,7 +63,7 @@ impl Cache {
             path: "threads of the shard cache".into(),
             source,
         })?;
-        let folder = Folder::open(folder, bytes_max)?;
+        let folder = Arc::new(Folder::open(folder, bytes_max)?);
         let manifest = fetcher.handle().block_on(verify::manifest(&root))?;
         Ok(Cache {
             root,
@@ -136,8 +136,8 @@ impl Cache {
         // workers may both fetch an index, which is small.
         let bytes = fetched()?;
         if let Claim::Mine(part) = self.folder.claim(&name, bytes.len() as u64)? {
-            part.write(&self.folder, &bytes, 0)?;
-            part.finish(&self.folder)?;
+            part.writer()?.write(&bytes, 0)?;
+            part.finish()?;
         }
         Ok(bytes)
     }
@@ -200,7 +200,7 @@ impl Cache {
                 }
                 Claim::Mine(part) => {
                     self.fetched(&name, || self.fill(&part, &name, entry))?;
-                    let file = part.finish(&self.folder)?;
+                    let file = part.finish()?;
                     return Ok(Shard::new(file, name, entry.bytes));
                 }
             }
@@ -220,18 +220,13 @@ impl Cache {
         self.folder.remove(name, file)
     }
 
-    /// Fetches the shard into `part`, hashing what has come while the rest is under way.
+    /// Fetches the shard into `part`: written as it comes, hashed in order while the rest comes.
     fn fill(&self, part: &Part, name: &str, entry: &ShardEntry) -> Result<(), DataError> {
         let mut hash = Sha256::new();
-        self.fetcher.whole(&entry.file, entry.bytes, |bytes, at| {
-            // In pieces, so that what is hashed is written while it is at hand.
-            for (nth, piece) in bytes.chunks(shard::HASHED_BYTES).enumerate() {
-                hash.update(piece);
-                let at = at + (nth * shard::HASHED_BYTES) as u64;
-                part.write(&self.folder, piece, at)?;
-            }
-            Ok(())
-        })?;
+        let write = part.writer()?;
+        let write = move |bytes: &[u8], at| write.write(bytes, at);
+        self.fetcher
+            .whole(&entry.file, entry.bytes, write, |piece| hash.update(piece))?;
         self.agrees(name, &entry.sha256, shard::hexadecimal(hash))
     }
 
