@@ -5,7 +5,7 @@
 //! - `lock` is held while files are counted, removed and begun, so the bound holds at every moment.
 //!   A file that is being written stands there with its whole size from the beginning.
 //! - `NAME.part` is locked by whoever writes it; others wait for that lock instead of fetching twice.
-//!   One that nobody has locked is a leftover.
+//!   One that nobody has locked is a leftover; one that does not grow is taken over.
 //! - `NAME` is whole. The one whose last use is longest ago goes first, also under a reader: what is
 //!   open stays readable, and its blocks are free when the last reader lets go.
 
@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::DataError;
 
@@ -24,10 +24,13 @@ const PART: &str = "part";
 const HASH_CHARACTERS: usize = 64;
 /// A use is noted so often, not at every read.
 const TOUCH_EVERY: Duration = Duration::from_secs(10);
-/// Between two looks whether other workers' files have made room.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Looks, ten minutes of them: a shard under way that long is stuck.
-const LOOKS_MAX: u32 = 12_000;
+/// Between two looks whether another worker's file is whole or has made room.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Looks for room: ten minutes of them.
+const LOOKS_MAX: u32 = 60_000;
+/// A part that has not grown for so long has a writer that lives and does nothing (a stopped process);
+/// longer than a connection may be silent.
+const STUCK_AFTER: Duration = Duration::from_secs(45);
 
 /// See the module.
 pub(super) struct Folder {
@@ -118,11 +121,14 @@ impl Folder {
             if let Some(file) = self.find(name)? {
                 return Ok(Claim::There(file));
             }
-            if let Ok(other) = File::open(&part) {
-                // Its writer's lock ends when the file is whole, or with the writer.
-                self.named(other.lock_shared())?;
-            }
+            let stuck = self.named(await_writer(&part))?;
             let lock = self.locked()?;
+            if let Some(stuck) = stuck
+                && is_at(&stuck, &part)
+            {
+                tracing::warn!(file = %part.display(), "its writer does nothing; taking over");
+                self.named(std::fs::remove_file(&part))?;
+            }
             if let Some(file) = self.find(name)? {
                 return Ok(Claim::There(file));
             }
@@ -202,13 +208,41 @@ impl Folder {
     pub(super) fn remove(&self, name: &str, bad: &File) -> Result<(), DataError> {
         let _lock = self.locked()?;
         let path = self.path.join(name);
-        let (Ok(now), Ok(then)) = (path.metadata(), bad.metadata()) else {
-            return Ok(());
-        };
-        if (now.dev(), now.ino()) == (then.dev(), then.ino()) {
+        if is_at(bad, &path) {
             self.named(std::fs::remove_file(&path))?;
         }
         Ok(())
+    }
+}
+
+/// Waits until the part's writer lets go of it, which it does when the file is whole and when it dies.
+/// Returns the part where its writer lives and does nothing.
+fn await_writer(part: &Path) -> io::Result<Option<File>> {
+    let Ok(file) = File::open(part) else {
+        return Ok(None);
+    };
+    let mut grown = (file.metadata()?.blocks(), Instant::now());
+    loop {
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(None),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        let blocks = file.metadata()?.blocks();
+        if blocks != grown.0 {
+            grown = (blocks, Instant::now());
+        } else if grown.1.elapsed() > STUCK_AFTER {
+            return Ok(Some(file));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Whether `path` is the name of `file`. Asked under the folder's lock.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.metadata()) {
+        (Ok(file), Ok(named)) => (file.dev(), file.ino()) == (named.dev(), named.ino()),
+        _ => false,
     }
 }
 
@@ -260,7 +294,10 @@ impl Part {
         let folder = &self.folder;
         // Under the folder's lock, so that who counts meets it once.
         let lock = folder.locked()?;
-        folder.named(std::fs::rename(&self.path, &self.whole))?;
+        // One that was taken over has no name left to change, and serves its writer alone.
+        if is_at(&self.file, &self.path) {
+            folder.named(std::fs::rename(&self.path, &self.whole))?;
+        }
         self.finished = true;
         drop(lock);
         folder.named(self.file.unlock())?;
@@ -283,7 +320,14 @@ impl Writer {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if !self.finished {
+        if self.finished {
+            return;
+        }
+        // Without the lock another worker could have taken over in between; what stays behind then is
+        // a leftover, which the next one clears.
+        if let Ok(_lock) = self.folder.locked()
+            && is_at(&self.file, &self.path)
+        {
             let _ = std::fs::remove_file(&self.path);
         }
     }

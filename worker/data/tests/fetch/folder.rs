@@ -263,6 +263,37 @@ fn what_a_killed_worker_leaves_is_cleared_and_what_a_living_one_writes_is_waited
 }
 
 #[test]
+fn a_stopped_worker_is_not_waited_for_for_ever() {
+    let case = Case::with(|n| {
+        if n < 2 {
+            Fault::Slow(1_000)
+        } else {
+            Fault::None
+        }
+    });
+    let mut stopped = case.process();
+    until("a part is begun", || {
+        case.files(".part").len() == 1 && case.gets() == 2
+    });
+    let signal = |name: &str, child: &Child| {
+        let sent = Command::new("kill")
+            .args([name, &child.id().to_string()])
+            .status();
+        assert!(sent.is_ok_and(|status| status.success()));
+    };
+    signal("-STOP", &stopped);
+    let worker = case.worker(1 << 30);
+    case.check(&worker, 3);
+    assert_eq!(case.gets(), 4);
+    assert_eq!(
+        (case.files(".part").len(), case.files(".tar").len()),
+        (0, 1)
+    );
+    stopped.kill().expect("is killed");
+    stopped.wait().expect("ends");
+}
+
+#[test]
 fn a_cache_without_room_says_so() {
     let case = Case::with(|_| Fault::None);
     let worker = case.worker(case.manifest.shards[3].bytes - 1);
