@@ -9,6 +9,7 @@
 mod checkpoint;
 mod data;
 mod decode;
+mod fetch;
 mod fit;
 mod ladder;
 mod order;
@@ -62,6 +63,11 @@ pub enum Bench {
     ///
     /// Example: belfry bench decode configs/quickstart.toml --photos 96 --set model.image.size=288
     Decode(decode::DecodeArguments),
+    /// Shards from their store into the cache, hashed, beside a bare loop of ranged GETs over the
+    /// same bytes.
+    ///
+    /// Example: belfry bench fetch s3://bucket/coco/train
+    Fetch(fetch::FetchArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -113,6 +119,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Decode(arguments) => {
             tokio::task::spawn_blocking(move || decode::run(&arguments)).await?
         }
+        Bench::Fetch(arguments) => fetch::run(arguments).await,
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }

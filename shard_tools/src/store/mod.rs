@@ -17,12 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
-    PutPayload, RetryConfig, memory::InMemory,
+    BackoffConfig, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutOptions, PutPayload, RetryConfig, memory::InMemory,
 };
 
 pub use environment::Environment;
@@ -168,6 +169,24 @@ impl Root {
     ) -> Result<Bytes, StoreError> {
         let read = self.store.get_range(&self.path(relative), range).await;
         read.map_err(|e| self.named(relative, e))
+    }
+
+    /// Bytes `range` of the object as they come, in pieces of any size: nothing is copied together. A
+    /// body that breaks goes on where it broke.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the key; of the request or of a piece.
+    pub async fn stream_range(
+        &self,
+        relative: &str,
+        range: std::ops::Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError> {
+        let options = GetOptions::new().with_range(Some(range));
+        let got = self.store.get_opts(&self.path(relative), options).await;
+        let got = got.map_err(|e| self.named(relative, e))?;
+        let (root, relative) = (self.clone(), relative.to_owned());
+        let pieces = got.into_stream();
+        Ok(pieces.map_err(move |e| root.named(&relative, e)).boxed())
     }
 
     /// Writes the object whole, replacing what was there.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Serves until the process ends.
 pub fn serve(folder: &Path) -> SocketAddr {
@@ -61,7 +61,7 @@ fn number(text: &str) -> u64 {
 fn answer(
     writer: &mut TcpStream,
     method: &str,
-    path: &PathBuf,
+    path: &Path,
     range: Option<(u64, u64)>,
 ) -> std::io::Result<()> {
     let known = matches!(method, "GET" | "HEAD");

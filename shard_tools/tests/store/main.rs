@@ -7,6 +7,7 @@ mod s3_server;
 mod skipped;
 
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use s3_server::{ACCESS_KEY, S3Server, SECRET_KEY};
 use shard_tools::store::{Created, Environment, Root, StoreError};
 
@@ -66,6 +67,12 @@ async fn contract(root: &Root) {
         .await
         .expect("is there");
     assert_eq!(tail, bytes.slice(LARGE_BYTES - 9..));
+    let pieces = root
+        .stream_range("a/large", 9..end - 9)
+        .await
+        .expect("is there");
+    let pieces: Vec<Bytes> = pieces.try_collect().await.expect("come");
+    assert!(pieces.concat() == bytes[9..LARGE_BYTES - 9]);
     root.put_large("a/large", Bytes::from_static(b"small"))
         .await
         .expect("replaces");
@@ -78,6 +85,12 @@ async fn contract(root: &Root) {
     for (key, size) in &keys {
         let bytes = root.get(key).await.expect("what is listed is there");
         assert_eq!(bytes.len() as u64, *size);
+    }
+    for _ in 0..2 {
+        root.delete("a/large")
+            .await
+            .expect("deletes, or finds nothing to delete");
+        assert!(!root.exists("a/large").await.expect("answers"));
     }
     assert!(root.list("nothing").await.expect("lists").is_empty());
 }

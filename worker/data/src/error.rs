@@ -1,8 +1,5 @@
 //! What can be wrong with data, with shard, member and offset.
 
-use shard_tools::ShardError;
-use shard_tools::store::StoreError;
-
 use crate::quarantine::ShardRef;
 
 /// Errors of the data plane.
@@ -24,6 +21,36 @@ pub enum DataError {
         found: String,
         /// As packed.
         expected: String,
+    },
+    /// A store gave less of a shard than its manifest says.
+    #[error(
+        "shard {shard}: {found} bytes from offset {offset}, where its manifest says {expected}; the \
+         shard is cut off, pack or copy it again"
+    )]
+    Short {
+        /// The shard with its dataset.
+        shard: String,
+        /// Where the bytes begin.
+        offset: u64,
+        /// Bytes that came.
+        found: u64,
+        /// Bytes that were asked for.
+        expected: u64,
+    },
+    /// A shard or its index stays unreadable, while its dataset's manifest can be read: the shard is
+    /// at fault, and neither credentials nor network are. What a quarantine is for.
+    #[error(
+        "a shard stays unreadable (attempts: {attempts}): {source}; repair it, or let \
+         data.quarantine_shards_max shards be replaced by others"
+    )]
+    GivenUp {
+        /// The shard or index with its dataset.
+        shard: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// What was wrong at last.
+        #[source]
+        source: Box<DataError>,
     },
     /// An image cannot be used.
     #[error("shard {shard}, member {member}, offset {offset}: {reason}")]
@@ -72,6 +99,17 @@ pub enum DataError {
         /// What was said.
         reason: String,
     },
+    /// The disk of the shard cache is full before the cache is.
+    #[error(
+        "data.cache_dir: {path}: no space left on the device, and data.cache_bytes_max allows \
+         {bytes_max} bytes; lower it, free some space, or name a folder on another disk"
+    )]
+    CacheFull {
+        /// The folder.
+        path: String,
+        /// The limit.
+        bytes_max: u64,
+    },
     /// The shard cache cannot be written.
     #[error("data.cache_dir: {path}: {source}")]
     Cache {
@@ -84,20 +122,34 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// The training shard that cannot be read, where that is what is wrong: not a full disk, not
-    /// credentials that do not fit, which would lose every shard one after the other.
+    /// The training shard that cannot be read, where that is what is wrong.
     pub fn unreadable(&self) -> Option<ShardRef> {
-        let DataError::Unreadable { shard, source } = self else {
-            return None;
-        };
-        let elsewhere = match &**source {
-            DataError::Cache { .. } => true,
-            DataError::Shard(ShardError::Store(error)) => matches!(
-                error,
-                StoreError::Denied { .. } | StoreError::Full { .. } | StoreError::Location { .. }
-            ),
+        match self {
+            DataError::Unreadable { shard, .. } => Some(*shard),
+            _ => None,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            DataError::Shard(shard_tools::ShardError::Store(store)) => store.may_pass(),
+            DataError::Short { .. } => true,
             _ => false,
-        };
-        (!elsewhere).then_some(*shard)
+        }
+    }
+
+    /// Whether it may be the fault of one shard alone, if the rest of its dataset can be read.
+    pub(crate) fn is_of_one_shard(&self) -> bool {
+        use shard_tools::{ShardError, store::StoreError};
+        match self {
+            DataError::Shard(ShardError::Store(store)) => matches!(
+                store,
+                StoreError::NotFound { .. } | StoreError::Other { .. }
+            ),
+            DataError::Shard(ShardError::Input { .. } | ShardError::Member { .. }) => true,
+            DataError::Hash { .. } | DataError::Short { .. } => true,
+            _ => false,
+        }
     }
 }

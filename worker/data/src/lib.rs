@@ -3,7 +3,7 @@
 //! Every random choice is a function of (seed, epoch or step, lane, micro-batch, pair). This room
 //! knows lanes and pairs, and refuses to know workers, networks of models, devices and Burn.
 
-mod cache;
+pub mod cache;
 mod error;
 mod host_batch;
 mod identity;

@@ -4,14 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rayon::prelude::*;
-use shard_tools::manifest::{Manifest, Member, SampleEntry, ShardIndex};
+use shard_tools::manifest::{Manifest, Member};
 use shard_tools::pair::{self, Pair};
-use shard_tools::reader;
 
-use crate::cache::{Cache, Shard};
+use crate::cache::{Cache, Index, Shard};
 use crate::error::DataError;
 use crate::order::Nth;
 use crate::quarantine::ShardRef;
@@ -41,7 +41,7 @@ pub struct PairRead {
 }
 
 /// Shards that are held while a step's pairs are read.
-pub type Held = BTreeMap<ShardRef, Shard>;
+pub type Held = BTreeMap<ShardRef, Arc<Shard>>;
 
 /// The datasets of a run.
 pub struct Reading {
@@ -97,7 +97,7 @@ impl Reading {
     }
 
     /// A whole shard.
-    pub fn shard(&self, shard: ShardRef) -> Result<Shard, DataError> {
+    pub fn shard(&self, shard: ShardRef) -> Result<Arc<Shard>, DataError> {
         let bytes = self.cache(shard).shard(shard.shard as usize);
         self.readable(shard, bytes)
     }
@@ -105,22 +105,22 @@ impl Reading {
     /// Pair number `pair` of a shard: from `held` where it is there, else member by member.
     pub fn pair(&self, shard: ShardRef, pair: u32, held: &Held) -> Result<PairRead, DataError> {
         let index = self.index(shard)?;
-        let (sample, first) = sample_of(&index, pair);
-        let entry = &index.samples[sample];
-        let text = self.member(shard, &entry.text, held)?;
-        let pairs = pair::pairs(&entry.text.name, &text);
-        let mut pairs = pairs.map_err(|reason| self.wrong(shard, &entry.text, reason))?;
-        let (found, nth) = (pairs.len(), (pair - first) as usize);
-        if found != entry.pairs as usize {
-            let reason = format!("has {found} pairs, its index says {}", entry.pairs);
-            return Err(self.wrong(shard, &entry.text, reason));
+        let (sample, nth) = index.sample_of(pair);
+        let member = index.text(sample);
+        let text = self.member(shard, &member, held)?;
+        let pairs = pair::pairs(&member.name, &text);
+        let mut pairs = pairs.map_err(|reason| self.wrong(shard, &member, reason))?;
+        let (found, expected) = (pairs.len(), index.pairs(sample) as usize);
+        if found != expected {
+            let reason = format!("has {found} pairs, its index says {expected}");
+            return Err(self.wrong(shard, &member, reason));
         }
-        let images = entry.images.iter();
-        let images = images.map(|image| self.member(shard, image, held));
+        let images = (0..index.images(sample)).map(|image| index.image(sample, image));
+        let images = images.map(|image| self.member(shard, &image, held));
         Ok(PairRead {
             pair: pairs.swap_remove(nth),
-            source: entry.source,
-            first,
+            source: index.source(sample),
+            first: pair - nth as u32,
             sample,
             images: images.collect::<Result<_, _>>()?,
         })
@@ -135,11 +135,10 @@ impl Reading {
     ) -> Result<(ImagePlace, Bytes), DataError> {
         let index = self.index(shard)?;
         let sample = match pair {
-            Nth::OfAll(pair) => sample_of(&index, pair).0,
+            Nth::OfAll(pair) => Some(index.sample_of(pair).0),
             Nth::OfSource { source, nth } => sample_of_source(&index, source, nth),
         };
-        let member = index.samples.get(sample).map(|entry| &entry.images[0]);
-        let member = member.ok_or_else(|| DataError::Setting {
+        let sample = sample.ok_or_else(|| DataError::Setting {
             key: "data.train",
             reason: format!(
                 "{}: its index has fewer pairs of a source than its manifest says; \
@@ -152,13 +151,13 @@ impl Reading {
             sample,
             image: 0,
         };
-        Ok((image, self.member(shard, member, held)?))
+        Ok((image, self.member(shard, &index.image(sample, 0), held)?))
     }
 
     /// What is wrong with a pair's text.
     pub fn wrong_text(&self, shard: ShardRef, sample: usize, reason: String) -> DataError {
         match self.index(shard) {
-            Ok(index) => self.wrong(shard, &index.samples[sample].text, reason),
+            Ok(index) => self.wrong(shard, &index.text(sample), reason),
             Err(error) => error,
         }
     }
@@ -167,8 +166,8 @@ impl Reading {
     pub fn wrong_image(&self, place: ImagePlace, reason: String) -> DataError {
         match self.index(place.shard) {
             Ok(index) => {
-                let member = &index.samples[place.sample].images[place.image];
-                self.wrong(place.shard, member, reason)
+                let member = index.image(place.sample, place.image);
+                self.wrong(place.shard, &member, reason)
             }
             Err(error) => error,
         }
@@ -191,55 +190,36 @@ impl Reading {
         &self.caches[shard.dataset as usize]
     }
 
-    fn index(&self, shard: ShardRef) -> Result<std::sync::Arc<ShardIndex>, DataError> {
+    fn index(&self, shard: ShardRef) -> Result<Arc<Index>, DataError> {
         let index = self.cache(shard).index(shard.shard as usize);
         self.readable(shard, index)
     }
 
     fn member(&self, shard: ShardRef, member: &Member, held: &Held) -> Result<Bytes, DataError> {
         let bytes = match held.get(&shard) {
-            Some(tar) => reader::member_bytes(tar, &self.name(shard), member)
-                .map(|slice| tar.slice_ref(slice))
-                .map_err(DataError::from),
+            Some(open) => open.member(member),
             None => self.cache(shard).member(shard.shard as usize, member),
         };
         self.readable(shard, bytes)
     }
 
     fn readable<T>(&self, shard: ShardRef, read: Result<T, DataError>) -> Result<T, DataError> {
-        read.map_err(|error| match self.training {
-            true => DataError::Unreadable {
+        read.map_err(|error| match error {
+            error @ DataError::GivenUp { .. } if self.training => DataError::Unreadable {
                 shard,
                 source: Box::new(error),
             },
-            false => error,
+            error => error,
         })
     }
 }
 
-/// (sample, its first pair) of a shard's pair.
-fn sample_of(index: &ShardIndex, pair: u32) -> (usize, u32) {
-    let mut first = 0;
-    for (number, sample) in index.samples.iter().enumerate() {
-        if pair < first + sample.pairs {
-            return (number, first);
-        }
-        first += sample.pairs;
-    }
-    unreachable!("the index's totals were checked against the manifest")
-}
-
-/// The sample that holds the `nth` pair of a source; beyond the last where there is none.
-fn sample_of_source(index: &ShardIndex, source: u32, nth: u32) -> usize {
+/// The sample that holds the `nth` pair of a source.
+fn sample_of_source(index: &Index, source: u32, nth: u32) -> Option<usize> {
     let mut before = 0;
-    let holds = |sample: &SampleEntry| {
-        before += if sample.source == source {
-            sample.pairs
-        } else {
-            0
-        };
+    let mut of_source = (0..index.samples()).filter(|sample| index.source(*sample) == source);
+    of_source.find(|sample| {
+        before += index.pairs(*sample);
         before > nth
-    };
-    let found = index.samples.iter().position(holds);
-    found.unwrap_or(index.samples.len())
+    })
 }
