@@ -2,23 +2,21 @@
 //!
 //! Used by packers, the data plane, the coordinator's journal and the workers' checkpoints.
 
+mod delete;
+mod large;
+
 use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, memory::InMemory,
 };
-
-/// Bytes of a part of a large object: S3 takes 10,000 parts of at least 5 MiB.
-const PART_BYTES: usize = 16 << 20;
-/// Parts of one object on their way at once.
-const PARTS_AT_ONCE: usize = 4;
 
 /// What a store said, by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -205,48 +203,6 @@ impl Root {
             .put(&self.path(relative), PutPayload::from(bytes))
             .await;
         put.map(|_| ()).map_err(|e| self.named(relative, e))
-    }
-
-    /// Writes a big object whole: above [`PART_BYTES`] in parts, several at once, so that one slow
-    /// connection does not hold a shard. A folder takes it in one piece.
-    ///
-    /// # Errors
-    /// [`StoreError`], naming the key; nothing is left but what a killed process leaves, which the
-    /// store's own rule for unfinished uploads removes.
-    pub async fn put_large(&self, relative: &str, bytes: Bytes) -> Result<(), StoreError> {
-        if bytes.len() <= PART_BYTES || self.local_folder().is_some() {
-            return self.put(relative, bytes).await;
-        }
-        let named = |e| self.named(relative, e);
-        let upload = self.store.put_multipart(&self.path(relative)).await;
-        let mut upload = upload.map_err(named)?;
-        let pieces = (0..bytes.len()).step_by(PART_BYTES);
-        let pieces = pieces.map(|begin| bytes.slice(begin..bytes.len().min(begin + PART_BYTES)));
-        // The parts are numbered as they are made here, whatever the order of their arrival.
-        let puts: Vec<_> = pieces
-            .map(|piece| upload.put_part(PutPayload::from(piece)))
-            .collect();
-        let put = futures::stream::iter(puts).buffer_unordered(PARTS_AT_ONCE);
-        let done = match put.try_collect::<Vec<()>>().await {
-            Ok(_) => upload.complete().await.map(|_| ()),
-            Err(e) => Err(e),
-        };
-        if done.is_err() {
-            // The upload's own error is the one to tell.
-            let _ = upload.abort().await;
-        }
-        done.map_err(named)
-    }
-
-    /// Removes the object; that it is gone already is no error.
-    ///
-    /// # Errors
-    /// [`StoreError`], naming the key.
-    pub async fn delete(&self, relative: &str) -> Result<(), StoreError> {
-        match self.store.delete(&self.path(relative)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.named(relative, e)),
-        }
     }
 
     /// Writes the object only if nothing is there.
