@@ -1,13 +1,15 @@
 //! `belfry bench`: what this machine does, each figure beside its floor measured in the same run.
 //!
 //! `step` is a worker's training step, `reduce` the all-reduce, `data` the way from shards to host
-//! batches, `checkpoint` the way of a state to the store and back. Rounds of figure and floor
-//! alternate, so that what else the machine does meets both; medians are shown.
+//! batches, `pack` the way from images to shards, `checkpoint` the way of a state to the store and
+//! back. Rounds of figure and floor alternate, so that what else the machine does meets both; medians
+//! are shown.
 
 mod checkpoint;
 mod data;
 mod fit;
 mod ladder;
+mod pack;
 mod reduce;
 mod run_file;
 mod step;
@@ -49,6 +51,10 @@ pub enum Bench {
     ///
     /// Example: belfry bench data configs/quickstart.toml --steps 20
     Data(data::DataArguments),
+    /// Packing a folder of images, beside copying the same files.
+    ///
+    /// Example: belfry bench pack data/stamps --megabytes 100
+    Pack(pack::PackArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -96,6 +102,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
             tokio::task::spawn_blocking(move || step::run(&arguments)).await?
         }
         Bench::Data(arguments) => data::run(arguments).await,
+        Bench::Pack(arguments) => pack::run(arguments).await,
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }

@@ -6,13 +6,9 @@ mod inspect;
 mod interop;
 mod s3_server;
 mod simulation;
+mod skipped;
 mod system;
 mod tidy;
 mod weights;
 
-/// Says loudly that something is not tested here: past the harness, which hides what passing tests
-/// print.
-fn skipped(what: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
-}
+use skipped::skipped;
