@@ -13,6 +13,7 @@ mod fetch;
 mod fit;
 mod ladder;
 mod order;
+mod pack;
 mod reduce;
 mod run_file;
 mod step;
@@ -68,6 +69,10 @@ pub enum Bench {
     ///
     /// Example: belfry bench fetch s3://bucket/coco/train
     Fetch(fetch::FetchArguments),
+    /// Packing a folder of images, beside copying the same files.
+    ///
+    /// Example: belfry bench pack data/stamps --megabytes 100
+    Pack(pack::PackArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -120,6 +125,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
             tokio::task::spawn_blocking(move || decode::run(&arguments)).await?
         }
         Bench::Fetch(arguments) => fetch::run(arguments).await,
+        Bench::Pack(arguments) => pack::run(arguments).await,
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }

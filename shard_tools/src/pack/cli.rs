@@ -41,6 +41,22 @@ pub enum Format {
     Nlvr2,
 }
 
+impl Format {
+    /// As on the command line.
+    fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or(String::new(), |value| value.get_name().to_owned())
+    }
+
+    /// Whether it has neither splits nor annotation files.
+    fn tars_or_folder(self) -> bool {
+        matches!(
+            self,
+            Format::Folder | Format::Webdataset | Format::Img2dataset
+        )
+    }
+}
+
 /// One example per format.
 const EXAMPLES: &str = "\
 Splits are the paper's: coco train is Karpathy's train and restval, flickr30k train is train and val, \
@@ -67,9 +83,9 @@ Example:
 /// What every kind of packing takes.
 #[derive(Args, Debug)]
 pub struct Common {
-    /// A name for people
-    #[arg(long, default_value = "dataset")]
-    dataset: String,
+    /// A name for people [default: the publisher's dataset, else "dataset"]
+    #[arg(long, value_name = "NAME")]
+    dataset: Option<String>,
     /// A shard is closed before it holds more pairs than this
     #[arg(long, value_name = "N", default_value_t = super::PAIRS_PER_SHARD)]
     pairs_per_shard: u32,
@@ -95,10 +111,10 @@ pub struct Common {
 }
 
 impl Common {
-    fn options(&self, output: String) -> PackOptions {
+    fn options(&self, output: String, dataset: &str) -> PackOptions {
         PackOptions {
             output,
-            dataset: self.dataset.clone(),
+            dataset: self.dataset.as_deref().unwrap_or(dataset).to_owned(),
             pairs_per_shard: self.pairs_per_shard.max(1),
             shard_bytes: self.shard_bytes,
             seed: self.seed,
@@ -165,7 +181,11 @@ fn named(text: &str) -> Result<(String, String), String> {
 /// [`ShardError`], naming the file.
 pub async fn pack(arguments: PackArguments) -> Result<(), ShardError> {
     arguments.check()?;
-    let options = arguments.common.options(arguments.output.clone());
+    let name = match arguments.format.tars_or_folder() {
+        true => "dataset".to_owned(),
+        false => arguments.format.name(),
+    };
+    let options = arguments.common.options(arguments.output.clone(), &name);
     // Before hundreds of megabytes of annotations are read.
     journal::vacant(&Root::open(&options.output)?, options.resume).await?;
     let catalog = arguments.catalog().await?;
@@ -178,7 +198,7 @@ pub async fn pack(arguments: PackArguments) -> Result<(), ShardError> {
 /// # Errors
 /// [`ShardError`], naming the file.
 pub async fn mix(arguments: MixArguments) -> Result<(), ShardError> {
-    let options = arguments.common.options(arguments.output);
+    let options = arguments.common.options(arguments.output, "mix");
     journal::vacant(&Root::open(&options.output)?, options.resume).await?;
     let catalog = dataset::mixed(&arguments.datasets).await?;
     tell(&options.output, &engine::pack(catalog, &options).await?);
@@ -190,7 +210,7 @@ impl PackArguments {
     fn check(&self) -> Result<(), ShardError> {
         use Format as F;
         let f = self.format;
-        let tars = matches!(f, F::Folder | F::Webdataset | F::Img2dataset);
+        let tars = f.tars_or_folder();
         let given = [
             ("--split", self.split.is_some(), !tars),
             (
@@ -205,11 +225,8 @@ impl PackArguments {
         match given.iter().find(|(_, given, takes)| *given && !takes) {
             None => Ok(()),
             Some((option, ..)) => {
-                let name = f.to_possible_value().map(|v| v.get_name().to_owned());
-                let name = name.unwrap_or_default();
-                Err(ShardError::Option(format!(
-                    "{option}: --format {name} does not take it"
-                )))
+                let reason = format!("{option}: --format {} does not take it", f.name());
+                Err(ShardError::Option(reason))
             }
         }
     }

@@ -4,11 +4,12 @@
 //! the same input and options give the same bytes with any number of threads and after any crash.
 //! In memory are the catalog and a few shards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::task::JoinHandle;
 
 use super::PackOptions;
 use super::bad::{BAD_FILE, Bad};
@@ -162,21 +163,41 @@ async fn read_group(work: Arc<Work>, group: Group) -> Result<Vec<(u64, Outcome)>
 /// Writes every shard that `cutter` closes; adds their entries.
 async fn write(
     work: &Arc<Work>,
-    cutter: Cutter,
+    mut cutter: Cutter,
     journal: &Journal,
     entries: &mut Vec<Entry>,
 ) -> Result<(), ShardError> {
-    let closed = stream::try_unfold(cutter, |mut cutter| async move {
-        Ok(cutter.next().await?.map(|closed| (closed, cutter)))
-    });
     let mut number = entries.len();
-    let written = closed.map_ok(|closed| {
-        let task = tokio::spawn(write_shard(work.clone(), number, closed));
-        number += 1;
-        async { task.await.expect("writing does not panic") }
-    });
-    let mut written = std::pin::pin!(written.try_buffered(SHARDS_IN_FLIGHT));
-    while let Some(entry) = written.try_next().await? {
+    let mut in_flight = VecDeque::new();
+    // At the end, and after a sample too many is bad, what is on its way is finished.
+    let ended = loop {
+        if in_flight.len() == SHARDS_IN_FLIGHT {
+            note(&mut in_flight, journal, entries).await?;
+        }
+        match cutter.next().await {
+            Ok(Some(closed)) => {
+                let task = tokio::spawn(write_shard(work.clone(), number, closed));
+                in_flight.push_back(task);
+                number += 1;
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    while !in_flight.is_empty() {
+        note(&mut in_flight, journal, entries).await?;
+    }
+    ended
+}
+
+/// Waits for the shard that was begun first and notes it: entries are always a prefix.
+async fn note(
+    in_flight: &mut VecDeque<JoinHandle<Result<Entry, ShardError>>>,
+    journal: &Journal,
+    entries: &mut Vec<Entry>,
+) -> Result<(), ShardError> {
+    if let Some(task) = in_flight.pop_front() {
+        let entry = task.await.expect("writing does not panic")?;
         journal.put(entries.len(), &entry).await?;
         entries.push(entry);
     }

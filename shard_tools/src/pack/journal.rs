@@ -66,7 +66,7 @@ impl Journal {
     pub async fn open(root: &Root, options: &Options, resume: bool) -> Result<Found, ShardError> {
         let journal = Journal { root: root.clone() };
         let there = vacant(root, resume).await?;
-        if !there.contains_key(OPTIONS) {
+        if !there.contains_key(MANIFEST_FILE) && !begun(&there) {
             let text = serde_json::to_vec_pretty(options).expect("plain data");
             root.put(OPTIONS, Bytes::from(text)).await?;
             return Ok(Found::Unfinished(journal, Vec::new()));
@@ -158,18 +158,24 @@ fn is_leftover(name: &str) -> bool {
     })
 }
 
+/// Whether there is a finished shard to go on behind. A packer that ended before its first one
+/// stands in nobody's way.
+fn begun(there: &BTreeMap<String, u64>) -> bool {
+    there.contains_key(OPTIONS) && there.contains_key(&file(0))
+}
+
 /// Fails where a new dataset must not be begun; gives all that stands there, with sizes.
 ///
 /// # Errors
 /// [`ShardError::Exists`], [`ShardError::Unfinished`] without `resume`, [`ShardError::Foreign`].
 pub async fn vacant(root: &Root, resume: bool) -> Result<BTreeMap<String, u64>, ShardError> {
     let there: BTreeMap<String, u64> = root.list("").await?.into_iter().collect();
-    let journal = there.contains_key(OPTIONS);
     let name = root.to_string();
+    let journal = there.contains_key(OPTIONS);
     if there.contains_key(MANIFEST_FILE) && !(journal && resume) {
         return Err(ShardError::Exists(name));
     }
-    if journal && !resume {
+    if begun(&there) && !resume {
         return Err(ShardError::Unfinished(name));
     }
     if !journal && there.keys().any(|key| key.ends_with(".tar")) {

@@ -65,7 +65,7 @@ impl Images {
 
     /// All paths of this name.
     fn of(&self, name: &str) -> &[Box<str>] {
-        let key = |path: &Box<str>| self.named_by.name(path).map(|found| found.cmp(name));
+        let key = |path: &str| self.named_by.name(path).map(|found| found.cmp(name));
         let begin = self
             .paths
             .partition_point(|path| key(path).is_some_and(|o| o.is_lt()));

@@ -13,8 +13,9 @@ use crate::reader;
 /// # Errors
 /// [`ShardError::Input`].
 pub fn list_keys(folder: &Path) -> Result<Vec<String>, ShardError> {
-    let keys: BTreeSet<String> = images(folder)?.into_iter().map(|(key, _)| key).collect();
-    Ok(keys.into_iter().collect())
+    let images = images(folder)?;
+    let keys: BTreeSet<&str> = images.iter().filter_map(|name| key(name)).collect();
+    Ok(keys.into_iter().map(str::to_owned).collect())
 }
 
 /// Every image of `folder` with the captions beside it; only `keys`, where some are given.
@@ -22,14 +23,16 @@ pub fn list_keys(folder: &Path) -> Result<Vec<String>, ShardError> {
 /// # Errors
 /// [`ShardError::Input`], [`ShardError::Sample`] where there is no image.
 pub fn catalog(folder: &Path, keys: Option<&[String]>) -> Result<Catalog, ShardError> {
-    let keys: Option<BTreeSet<&String>> = keys.map(|keys| keys.iter().collect());
+    let keys: Option<BTreeSet<&str>> = keys.map(|keys| keys.iter().map(String::as_str).collect());
     let mut catalog = Catalog::new(folder, Contents::Captions);
-    for (key, name) in images(folder)? {
-        if keys.as_ref().is_none_or(|keys| keys.contains(&key)) {
+    for name in images(folder)? {
+        if let Some(key) = key(&name)
+            && keys.as_ref().is_none_or(|keys| keys.contains(key))
+        {
             catalog.push(&Description {
+                key: key.to_owned(),
+                images: vec![Place::File(name.to_string())],
                 texts: Texts::At(Place::File(format!("{key}.{TEXT_EXTENSION}"))),
-                images: vec![Place::File(name)],
-                key,
                 record: None,
             });
         }
@@ -37,21 +40,26 @@ pub fn catalog(folder: &Path, keys: Option<&[String]>) -> Result<Catalog, ShardE
     catalog.some("image (key.jpg, key.png, key.webp)")
 }
 
-/// (key, file name) of every image in `folder`, sorted.
-fn images(folder: &Path) -> Result<BTreeSet<(String, String)>, ShardError> {
+/// The key of an image's file name.
+fn key(name: &str) -> Option<&str> {
+    let (key, extension) = name.split_once('.')?;
+    reader::is_image(extension).then_some(key)
+}
+
+/// Names of every image in `folder`, sorted.
+fn images(folder: &Path) -> Result<Vec<Box<str>>, ShardError> {
     let failed = |source| ShardError::Input {
         file: folder.display().to_string(),
         source,
     };
-    let mut found = BTreeSet::new();
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        let name = name.to_string_lossy().into_owned();
-        if let Some((key, extension)) = name.split_once('.')
-            && reader::is_image(extension)
-        {
-            found.insert((key.to_owned(), name));
+        let name = name.to_string_lossy();
+        if key(&name).is_some() {
+            found.push(name.into_owned().into_boxed_str());
         }
     }
+    found.sort_unstable();
     Ok(found)
 }
