@@ -17,6 +17,8 @@ mod text;
 pub use error::DataError;
 pub use host_batch::HostBatch;
 pub use image::clip_transform;
+pub use mask::{Masking, mask};
 pub use order::{Order, PairPlace, ShardPairs};
 pub use plane::{DataPlane, Split};
 pub use quarantine::{Quarantine, ShardRef};
+pub use text::{Special, Text};

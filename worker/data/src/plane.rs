@@ -13,7 +13,7 @@ use crate::cache::Cache;
 use crate::error::DataError;
 use crate::host_batch::HostBatch;
 use crate::image::clip_transform;
-use crate::mask;
+use crate::mask::{self, Masking};
 use crate::order::{Order, PairPlace, ShardPairs};
 use crate::quarantine::Quarantine;
 use crate::text::Text;
@@ -46,6 +46,7 @@ struct Inner {
     cache: Cache,
     order: Order,
     text: Text,
+    masking: Masking,
     /// Pairs before each shard, in the manifest's order, and in all.
     before: Vec<u64>,
     /// Totals per (epoch, round), for several rounds; the newest only.
@@ -100,11 +101,8 @@ impl DataPlane {
             before.push(before[before.len() - 1] + u64::from(shard.pairs));
         }
         let data = &config.data;
-        let text = Text::open(
-            &data.tokenizer,
-            data.text_len as usize,
-            config.model.text.vocab,
-        )?;
+        let text = Text::of(config)?;
+        let masking = Masking::new(&text, data.mlm_probability, data.whole_word_masking)?;
         let batch = &config.batch;
         let order = Order::new(
             config.run.seed,
@@ -120,6 +118,7 @@ impl DataPlane {
             cache,
             order,
             text,
+            masking,
             before,
         });
         let (prefetch, wishes) = mpsc::sync_channel::<(u64, Vec<u32>)>(PREFETCH_MAX);
@@ -299,14 +298,11 @@ impl Inner {
             let id = self.before[pair.shard] + u64::from(pair.pair);
             let key = Key::new(seed, Purpose::Mask).with(pair.epoch).with(id);
             let mut masked = row.ids.clone();
-            let vocab = self.config.model.text.vocab;
-            let probability = self.config.data.mlm_probability;
-            batch
-                .mlm_labels
-                .extend(mask::mask(key, probability, vocab, &mut masked));
+            let pad = self.text.special().pad;
+            batch.mlm_labels.extend(self.masking.mask(key, &mut masked));
             batch
                 .text_mask
-                .extend(row.ids.iter().map(|id| u8::from(*id != crate::text::PAD)));
+                .extend(row.ids.iter().map(|id| u8::from(*id != pad)));
             batch.ids.extend(row.ids);
             batch.masked_ids.extend(masked);
             batch
