@@ -3,7 +3,6 @@
 
 mod bench;
 mod inspect;
-mod interop;
 mod s3_server;
 mod simulation;
 mod system;
