@@ -4,6 +4,7 @@
 mod bench;
 mod inspect;
 mod s3_server;
+mod shards;
 mod simulation;
 mod system;
 mod tidy;
