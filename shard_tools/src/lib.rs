@@ -6,11 +6,12 @@
 pub mod check;
 pub mod cli;
 mod error;
+pub mod looks;
 pub mod manifest;
 pub mod pack;
 pub mod pair;
 pub mod reader;
 pub mod store;
-pub mod verify;
 
 pub use error::ShardError;
+pub use looks::verify;

@@ -4,8 +4,8 @@
 mod audit;
 mod bench;
 mod inspect;
-mod interop;
 mod s3_server;
+mod shards;
 mod simulation;
 mod skipped;
 mod system;

@@ -12,10 +12,10 @@ use super::pixels::{How, Wish, fill};
 use super::reading::{ImagePlace, PairRead, Reading};
 use crate::error::DataError;
 use crate::host_batch::{HostBatch, Targets};
-use crate::mask;
+use crate::mask::{self, Masking};
 use crate::order::PairRef;
 use crate::quarantine::ShardRef;
-use crate::text::{PAD, Text};
+use crate::text::Text;
 
 /// What a task's batches are made of.
 pub struct Assembly {
@@ -23,8 +23,7 @@ pub struct Assembly {
     pub task: Task,
     pub text: Text,
     pub text_len: usize,
-    pub vocab: u32,
-    pub mlm_probability: f32,
+    pub masking: Masking,
     pub how: How,
     /// VQA's answers.
     pub answers: usize,
@@ -47,15 +46,15 @@ struct Words {
 impl Assembly {
     /// What `config` asks for, with images as `how` says.
     pub fn new(config: &ValidConfig, how: How, answers: usize) -> Result<Self, DataError> {
-        let (data, vocab) = (&config.data, config.model.text.vocab);
-        let text_len = data.text_len as usize;
+        let data = &config.data;
+        let text = Text::of(config)?;
+        let masking = Masking::new(&text, data.mlm_probability, data.whole_word_masking)?;
         Ok(Assembly {
             seed: config.run.seed,
             task: config.model.task,
-            text: Text::open(&data.tokenizer, text_len, vocab)?,
-            text_len,
-            vocab,
-            mlm_probability: data.mlm_probability,
+            text,
+            text_len: data.text_len as usize,
+            masking,
             how,
             answers,
         })
@@ -158,7 +157,8 @@ impl Assembly {
             .map(|row| self.words(row))
             .collect::<Result<_, _>>()?;
         for (row, words) in rows.iter().zip(words) {
-            let real = words.ids.iter().map(|id| u8::from(*id != PAD));
+            let pad = self.text.special().pad;
+            let real = words.ids.iter().map(|id| u8::from(*id != pad));
             batch.text_mask.extend(real);
             batch.ids.extend(words.ids);
             if let Some((masked, labels)) = words.masked {
@@ -180,7 +180,7 @@ impl Assembly {
         let masked = masks.then(|| {
             let mut masked = ids.clone();
             let key = self.key(Purpose::Mask, row);
-            let labels = mask::mask(key, self.mlm_probability, self.vocab, &mut masked);
+            let labels = self.masking.mask(key, &mut masked);
             (masked, labels)
         });
         Ok(Words { ids, masked })

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use shard_tools::looks::index::index_foreign;
 use shard_tools::manifest::Manifest;
+use shard_tools::pair::Contents;
 use shard_tools::store::Root;
-use shard_tools::verify;
 
 /// Samples of each shard; the last has more than 8 MiB.
 const SAMPLES: [usize; 4] = [40, 60, 60, 1000];
@@ -61,7 +62,7 @@ pub fn write(folder: &Path) -> Manifest {
     }
     let root = Root::open(&folder.display().to_string()).expect("opens");
     let runtime = tokio::runtime::Runtime::new().expect("starts");
-    let manifest = runtime.block_on(verify::index_foreign(&root, "stamps"));
+    let manifest = runtime.block_on(index_foreign(&root, "stamps", Contents::Captions));
     let manifest = manifest.expect("is a dataset");
     assert!(manifest.shards.iter().any(|shard| shard.bytes > 8 << 20));
     manifest
