@@ -323,7 +323,7 @@ fn damaged_data_names_its_place() {
     damage(&flipped, &["000003.tar", "sha256"]);
     fs::remove_file(&shard).expect("is removed");
     run.finish(1, &[])
-        .refused(&["000003.tar", "does not exist"]);
+        .refused(&["000003.tar", "No such file", "data.quarantine_shards_max"]);
 }
 
 #[test]

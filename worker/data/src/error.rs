@@ -39,10 +39,7 @@ pub enum DataError {
     },
     /// A shard or its index stays unreadable, while its dataset's manifest can be read: the shard is
     /// at fault, and neither credentials nor network are. What a quarantine is for.
-    #[error(
-        "a shard stays unreadable (attempts: {attempts}): {source}; repair it, or let \
-         data.quarantine_shards_max shards be replaced by others"
-    )]
+    #[error("a shard stays unreadable (attempts: {attempts}): {source}")]
     GivenUp {
         /// The shard or index with its dataset.
         shard: String,

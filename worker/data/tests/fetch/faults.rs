@@ -137,6 +137,8 @@ fn judged(
     expected: &[HostBatch],
 ) -> String {
     let error = match result {
+        // Of training shards: what a quarantine is asked for.
+        Err(DataError::Unreadable { source, .. }) => *source,
         Ok(batches) => {
             assert!(
                 case.outcome == Outcome::SameBits,
