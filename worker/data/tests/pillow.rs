@@ -25,12 +25,14 @@ const JPEG_NARROW_MEAN: f64 = 4.0;
 /// What the script wrote, and the folder; nothing where there is no such Python.
 fn ask(what: &str) -> Option<(TempDir, Vec<Value>)> {
     let python = std::env::var("BELFRY_PYTHON").unwrap_or_else(|_| "python3".into());
-    let check = "import PIL.Image, numpy, cv2; assert cv2.__version__ < '5'";
+    let check = "import PIL, numpy, cv2; assert cv2.__version__ < '5'; \
+                 assert int(PIL.__version__.split('.')[0]) < 10";
     let found = Command::new(&python).args(["-c", check]).output();
     if !found.is_ok_and(|output| output.status.success()) {
         let _ = writeln!(
             std::io::stderr(),
-            "SKIPPED: `{python}` has no pillow, numpy and OpenCV 4; `pip install pillow numpy \
+            "SKIPPED: `{python}` has no Pillow 9 (whose pixels the authors trained on; later ones \
+             round alpha differently), numpy and OpenCV 4; `pip install 'pillow<10' numpy \
              'opencv-python-headless<5'` brings them, BELFRY_PYTHON names the Python that has them"
         );
         return None;

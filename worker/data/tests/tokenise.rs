@@ -12,8 +12,7 @@ fn house() -> PathBuf {
 
 /// A Python whose `transformers` still has the tokenizers that the authors used, or a loud word.
 fn python() -> Option<String> {
-    let program = std::env::var("BELFRY_PYTHON_TRANSFORMERS");
-    let program = program.or_else(|_| std::env::var("BELFRY_PYTHON"));
+    let program = std::env::var("BELFRY_PYTHON");
     let program = program.unwrap_or_else(|_| "python3".into());
     let asked = "import transformers as t; assert int(t.__version__.split('.')[0]) < 5";
     let found = Command::new(&program).args(["-c", asked]).output();
@@ -23,7 +22,7 @@ fn python() -> Option<String> {
     let _ = writeln!(
         std::io::stderr(),
         "SKIPPED: `{program}` has no transformers below 5; `pip install 'transformers<5'` brings it, \
-         BELFRY_PYTHON_TRANSFORMERS names the Python that has it"
+         BELFRY_PYTHON names the Python that has it"
     );
     None
 }
