@@ -199,7 +199,7 @@ fn text(sheet: &mut RgbImage, (x, y): (u32, u32), words: &str, colour: Rgb<u8>) 
         let x = x + place as u32 * letter_width();
         match letter {
             '…' => ellipsis(sheet, (x, y), colour),
-            letter => match get_raster(letter, FontWeight::Regular, HEIGHT) {
+            letter => match get_raster(plain(letter), FontWeight::Regular, HEIGHT) {
                 Some(raster) => {
                     for (dy, row) in raster.rows().enumerate() {
                         for (dx, alpha) in row.iter().enumerate() {
@@ -210,6 +210,16 @@ fn text(sheet: &mut RgbImage, (x, y): (u32, u32), words: &str, colour: Rgb<u8>) 
                 None => hollow_box(sheet, (x, y), colour),
             },
         }
+    }
+}
+
+/// Curly quotes and dashes, which captions are full of, as the font has them.
+fn plain(letter: char) -> char {
+    match letter {
+        '\u{2018}' | '\u{2019}' => '\'',
+        '\u{201c}' | '\u{201d}' => '"',
+        '\u{2010}'..='\u{2015}' => '-',
+        letter => letter,
     }
 }
 
