@@ -2,11 +2,11 @@
 
 mod structure;
 
+pub use structure::jpeg_size;
+
 use std::io::Cursor;
 
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use crate::jpeg;
 
 /// Longest side of an image in pixels.
 pub const SIDE_MAX: usize = 20_000;
@@ -112,19 +112,15 @@ fn size(bytes: &[u8], format: image::ImageFormat) -> Result<(usize, usize), Stri
 /// # Errors
 /// A reason.
 pub fn image(bytes: &[u8]) -> Result<(usize, usize), String> {
-    if bytes.starts_with(&[0xFF, 0xD8]) {
-        // A cut-off JPEG is an error in strict mode only.
-        let options = DecoderOptions::default().set_strict_mode(true);
-        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-        decoder
-            .decode_headers()
-            .map_err(|e| format!("not a JPEG that can be read: {e:?}"))?;
-        let (width, height) = decoder.dimensions().ok_or("a JPEG without a size")?;
-        within(width, height)?;
-        decoder
-            .decode()
-            .map_err(|e| format!("the JPEG does not decode: {e:?}"))?;
-        return Ok((width, height));
+    if jpeg::is(bytes) {
+        let picture = jpeg::decode(bytes, |len| vec![0; len])?;
+        if picture.cut_off {
+            return Err("the JPEG ends before its last row".into());
+        }
+        if picture.warnings > 0 {
+            return Err("the JPEG's compressed data are damaged".into());
+        }
+        return Ok((picture.width, picture.height));
     }
     let reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let reader = reader.map_err(|e| e.to_string())?;

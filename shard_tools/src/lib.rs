@@ -6,6 +6,7 @@
 pub mod check;
 pub mod cli;
 mod error;
+pub mod jpeg;
 pub mod looks;
 pub mod manifest;
 pub mod pack;

@@ -3,22 +3,16 @@
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageReader, Rgb, RgbImage};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
-use crate::check;
+use crate::{check, jpeg};
 
 /// Width and height by the header alone.
 ///
 /// # Errors
 /// A reason.
 pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
-    let (width, height) = if is_jpeg(bytes) {
-        let mut decoder = JpegDecoder::new(ZCursor::new(bytes));
-        decoder.decode_headers().map_err(|e| format!("{e:?}"))?;
-        decoder.dimensions().ok_or("a JPEG without a size")?
+    let (width, height) = if jpeg::is(bytes) {
+        check::jpeg_size(bytes)?
     } else {
         let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
         let size = reader.map_err(|e| e.to_string())?.into_dimensions();
@@ -34,24 +28,16 @@ pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
 /// # Errors
 /// A reason.
 pub(super) fn rgb(bytes: &[u8]) -> Result<RgbImage, String> {
-    let (width, height) = size(bytes)?;
-    if is_jpeg(bytes) {
-        // A cut-off JPEG is an error in strict mode only.
-        let options = DecoderOptions::default()
-            .set_strict_mode(true)
-            .jpeg_set_out_colorspace(ColorSpace::RGB);
-        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-        let pixels = decoder.decode().map_err(|e| format!("{e:?}"))?;
-        let image = RgbImage::from_raw(width as u32, height as u32, pixels);
+    if jpeg::is(bytes) {
+        let picture = jpeg::decode(bytes, |len| vec![0; len])?;
+        let (width, height) = (picture.width as u32, picture.height as u32);
+        let image = RgbImage::from_raw(width, height, picture.data);
         return image.ok_or_else(|| "pixels are missing".into());
     }
+    size(bytes)?;
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let image = reader.map_err(|e| e.to_string())?.decode();
     Ok(on_white(&image.map_err(|e| e.to_string())?))
-}
-
-fn is_jpeg(bytes: &[u8]) -> bool {
-    bytes.starts_with(&[0xFF, 0xD8])
 }
 
 fn on_white(image: &DynamicImage) -> RgbImage {

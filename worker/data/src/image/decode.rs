@@ -46,7 +46,7 @@ impl Decoded {
 /// # Errors
 /// A reason.
 pub fn decode(bytes: &[u8], truncated: TruncatedJpeg) -> Result<Decoded, String> {
-    if jpeg::is(bytes) {
+    if shard_tools::jpeg::is(bytes) {
         return jpeg::decode(bytes, truncated).map(Decoded::Rgb);
     }
     let format = format(bytes)?;
