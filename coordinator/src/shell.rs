@@ -256,6 +256,8 @@ impl Shell {
                     tracing::info!(
                         step = event.step,
                         generation = event.generation,
+                        reason = event.reason().as_str_name(),
+                        worker = event.worker_id,
                         notice = event.notice
                     );
                 }

@@ -6,7 +6,6 @@ mod bench;
 mod inspect;
 mod s3_server;
 mod shards;
-mod simulation;
 mod skipped;
 mod system;
 mod tidy;

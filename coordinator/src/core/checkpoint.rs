@@ -47,7 +47,7 @@ impl Core {
                 "the checkpoint of step {} was not finished in time",
                 open.step
             );
-            self.notice(text, fx);
+            self.notice(Reason::CheckpointGivenUp, text, fx);
         }
         self.open_checkpoint(step);
         self.assign_parts()
@@ -101,7 +101,7 @@ impl Core {
             let step = open.step;
             self.checkpoint = None;
             let text = format!("the checkpoint of step {step} is given up: a part died with {id}");
-            self.notice(text, fx);
+            self.about(id, Reason::CheckpointGivenUp, text, fx);
         }
     }
 
@@ -116,7 +116,7 @@ impl Core {
                 self.fail(text, fx);
             } else {
                 self.checkpoint = None;
-                self.notice(text, fx);
+                self.notice(Reason::CheckpointGivenUp, text, fx);
             }
             return;
         }

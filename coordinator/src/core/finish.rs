@@ -111,6 +111,11 @@ impl Core {
             |e| {
                 e.phase = if success { "finished" } else { "failed" }.into();
                 e.exported = exported;
+                e.set_reason(if success {
+                    Reason::RunFinished
+                } else {
+                    Reason::RunFailed
+                });
                 e.notice = text;
             },
             fx,

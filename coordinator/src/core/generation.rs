@@ -65,7 +65,7 @@ impl Core {
             self.generation,
             self.members.len()
         );
-        self.notice(text, fx);
+        self.notice(Reason::GenerationOpened, text, fx);
     }
 
     /// Journals what a next term must know.

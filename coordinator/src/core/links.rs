@@ -124,7 +124,7 @@ impl Core {
                 if self.link_record.told.is_empty() {
                     let text = "sums in NCCL's own order: bits hold per number of workers only \
                                 (promise 2 off)";
-                    self.notice(text.into(), fx);
+                    self.notice(Reason::LinksChosen, text.into(), fx);
                     self.link_record.told = text.into();
                 }
                 let links = v1::Links::Ring;
@@ -135,7 +135,7 @@ impl Core {
         if let Some(why) = why.or_else(|| obstacle(devices())) {
             if self.link_record.told != why {
                 let text = format!("sums go over TCP, to the same bits: {why}");
-                self.notice(text, fx);
+                self.notice(Reason::LinksGivenUp, text, fx);
                 self.link_record.told = why;
             }
             return plain;
@@ -210,7 +210,7 @@ impl Core {
         if self.link_trouble() {
             self.do_without(now, leader, why, fx);
         } else {
-            self.notice(why, fx);
+            self.about(leader, Reason::LinksBroken, why, fx);
             self.open_generation(now, fx);
         }
         true
@@ -236,7 +236,7 @@ impl Core {
         }
         let troubles = self.link_record.troubles;
         let why = format!("device links broke {troubles} times in a row, and nobody died");
-        self.notice(why.clone(), fx);
+        self.notice(Reason::LinksBroken, why.clone(), fx);
         self.link_record.given_up = Some(why);
         true
     }

@@ -27,7 +27,8 @@ impl Core {
     ) {
         let id = hello.worker_id;
         if let Some(reason) = self.refusal(&hello) {
-            self.notice(format!("worker {id} is refused: {reason}"), fx);
+            let text = format!("worker {id} is refused: {reason}");
+            self.about(id, Reason::WorkerRefused, text, fx);
             let refused = v1::Refused { reason };
             fx.push(Effect::Send(session, down::Body::Refused(refused)));
             return;
@@ -44,7 +45,7 @@ impl Core {
             }
             // A ring's bits follow the membership, so another past is possible; not two presents.
             let text = format!("worker {id} has another past and copies the state: {text}");
-            self.notice(text, fx);
+            self.about(id, Reason::StateCopy, text, fx);
             holds_state = false;
         }
         self.learn_decided(&hello);
@@ -93,14 +94,16 @@ impl Core {
         if returns {
             self.returned(now, id, fx);
         } else {
-            self.notice(format!("worker {id} is here"), fx);
+            let text = format!("worker {id} is here");
+            self.about(id, Reason::WorkerJoined, text, fx);
         }
     }
 
     /// The same process in a new session: what was said in the old one may be lost, what it holds
     /// is not.
     fn returned(&mut self, now: Millis, id: u64, fx: &mut Vec<Effect>) {
-        self.notice(format!("worker {id} is connected again"), fx);
+        let text = format!("worker {id} is connected again");
+        self.about(id, Reason::WorkerReturned, text, fx);
         self.take_back(id, fx);
         if self.members.contains(&id) && matches!(self.phase, Phase::Training | Phase::Finishing) {
             self.open_generation(now, fx);
@@ -190,7 +193,8 @@ impl Core {
     }
 
     pub(super) fn lose(&mut self, now: Millis, id: u64, why: &str, fx: &mut Vec<Effect>) {
-        self.notice(format!("worker {id} is lost: {why}"), fx);
+        let text = format!("worker {id} is lost: {why}");
+        self.about(id, Reason::WorkerLost, text, fx);
         self.workers.remove(&id);
         self.take_back(id, fx);
         let Some(place) = self.members.iter().position(|m| *m == id) else {
@@ -272,7 +276,8 @@ impl Core {
         } else {
             format!("the checkpoint of step {step}")
         };
-        self.notice(format!("loading {what} on {here} workers"), fx);
+        let text = format!("loading {what} on {here} workers");
+        self.notice(Reason::StateLoading, text, fx);
     }
 
     pub(super) fn advance_loading(&mut self, now: Millis, fx: &mut Vec<Effect>) {
@@ -357,7 +362,8 @@ impl Core {
         } else {
             ready.error
         };
-        self.notice(format!("worker {id} could not copy the state: {why}"), fx);
+        let text = format!("worker {id} could not copy the state: {why}");
+        self.about(id, Reason::StateCopyFailed, text, fx);
     }
 
     /// A checkpoint that one worker cannot load is given up for an older one, loudly.
@@ -374,7 +380,7 @@ impl Core {
         }
         self.durable.manifests.remove(&ready.step);
         let text = format!("{error}; falling back to the checkpoint before it");
-        self.notice(text, fx);
+        self.notice(Reason::CheckpointFallback, text, fx);
         self.gather(now);
     }
 

@@ -17,7 +17,7 @@ mod step;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
+use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
 use checkpoint::OpenCheckpoint;
@@ -369,7 +369,7 @@ impl Core {
                 if alarm || checkpoint == Some(self.s.steps_total) {
                     self.fail(text, &mut fx);
                 } else {
-                    self.notice(text, &mut fx);
+                    self.notice(Reason::StoreUnavailable, text, &mut fx);
                 }
             }
             Event::Tick => self.silence(now, &mut fx),
@@ -403,7 +403,8 @@ impl Core {
                 if t.generation == self.generation && self.trouble.is_none() {
                     let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
                     self.trouble = Some((now, accused.copied().collect()));
-                    self.notice(format!("worker {id} reports trouble: {}", t.detail), fx);
+                    let text = format!("worker {id} reports trouble: {}", t.detail);
+                    self.about(id, Reason::PeerTrouble, text, fx);
                 }
             }
             up::Body::Unreadable(report) => self.take_unreadable(now, id, report, fx),
@@ -414,7 +415,8 @@ impl Core {
             up::Body::LinkId(link_id) => self.take_link_id(now, id, link_id, fx),
             up::Body::Leaving(leaving) => {
                 worker.leaving = true;
-                self.notice(format!("worker {id} leaves: {}", leaving.reason), fx);
+                let text = format!("worker {id} leaves: {}", leaving.reason);
+                self.about(id, Reason::WorkerLeaving, text, fx);
             }
             up::Body::Fatal(fatal) => self.fail(format!("worker {id}: {}", fatal.error), fx),
         }
@@ -455,8 +457,23 @@ impl Core {
         fx.push(Effect::Emit(Box::new(event)));
     }
 
-    fn notice(&self, text: String, fx: &mut Vec<Effect>) {
-        self.emit(|e| e.notice = text, fx);
+    /// Says what was decided and why.
+    fn notice(&self, reason: Reason, text: String, fx: &mut Vec<Effect>) {
+        let fill = |e: &mut v1::RunEvent| {
+            e.set_reason(reason);
+            e.notice = text;
+        };
+        self.emit(fill, fx);
+    }
+
+    /// Says what was decided about a worker and why.
+    fn about(&self, worker: u64, reason: Reason, text: String, fx: &mut Vec<Effect>) {
+        let fill = |e: &mut v1::RunEvent| {
+            e.set_reason(reason);
+            e.worker_id = Some(worker);
+            e.notice = text;
+        };
+        self.emit(fill, fx);
     }
 
     fn wait_for(&mut self, what: String, fx: &mut Vec<Effect>) {

@@ -43,7 +43,7 @@ impl Core {
             self.s.quarantine_shards_max,
             report.detail
         );
-        self.notice(text, fx);
+        self.notice(Reason::ShardQuarantined, text, fx);
         // Nobody keeps partials of the open step: lanes are handed out as at a step's begin.
         self.nodes_now.clear();
         for worker in self.workers.values_mut() {

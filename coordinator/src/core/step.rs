@@ -120,7 +120,8 @@ impl Core {
             self.workers.remove(id);
             self.take_back(*id, fx);
         }
-        self.notice(format!("{text} and are removed"), fx);
+        let text = format!("{text} and are removed");
+        self.notice(Reason::WorkerExpelled, text, fx);
         self.open_generation(now, fx);
     }
 

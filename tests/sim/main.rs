@@ -4,14 +4,8 @@
 //! A failure prints its seed; `BELFRY_SEED=…` runs that one alone with its log, `BELFRY_SEEDS=…`
 //! runs so many.
 
-mod arithmetic;
-mod coordinator;
-mod workers;
-mod world;
-
-use arithmetic::SHARDS;
 use belfry_coordinator::core::LinkPolicy;
-use world::{Fault, Sizes, World};
+use belfry_simulator::{Fault, SHARDS, Sizes, World};
 
 /// Seeds of an ordinary test run: seconds.
 const SEEDS: u64 = 1500;
