@@ -12,6 +12,7 @@ mod model;
 mod precision;
 pub mod rng;
 mod run_config;
+mod timeouts;
 mod validate;
 
 pub use collective::{Collective, Transport, Wire};
@@ -21,4 +22,5 @@ pub use layers::{ConfigError, load, load_str};
 pub use model::*;
 pub use precision::{Matmul, Precision};
 pub use run_config::*;
+pub use timeouts::Timeouts;
 pub use validate::{CPU_APART, ValidConfig};
