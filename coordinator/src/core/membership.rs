@@ -163,7 +163,8 @@ impl Core {
         beat: &v1::Heartbeat,
         fx: &mut Vec<Effect>,
     ) {
-        let member = self.phase == Phase::Training && self.members.contains(&id);
+        let heard = self.phase == Phase::Training && !self.unheard();
+        let member = heard && self.members.contains(&id);
         let idle = member && (beat.generation != self.generation || beat.phase == "idle");
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
