@@ -260,6 +260,8 @@ pub struct Core {
     hello_due: bool,
     /// Number of the load or copy that was asked for last.
     request: u64,
+    /// The process was asked to stop.
+    leaving: bool,
 }
 
 impl Core {
@@ -285,6 +287,7 @@ impl Core {
             receipts: BTreeMap::new(),
             hello_due: false,
             request: 0,
+            leaving: false,
         }
     }
 
@@ -311,6 +314,11 @@ impl Core {
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
+            // Whom it would say good-bye to may be another coordinator than the one it worked for.
+            Event::LinkUp | Event::LinkDown if self.leaving => effects.push(Effect::Exit {
+                success: true,
+                reason: "left".into(),
+            }),
             // What is held is only half true while an update is being applied.
             Event::LinkUp if self.phase == Phase::Applying => self.hello_due = true,
             Event::LinkUp => effects.push(Effect::Send(up::Body::Hello(self.hello()))),
@@ -382,6 +390,7 @@ impl Core {
                 });
             }
             Event::Shutdown => {
+                self.leaving = true;
                 let reason = "asked to stop".to_owned();
                 effects.push(Effect::Send(up::Body::Leaving(v1::Leaving { reason })));
             }
