@@ -37,7 +37,7 @@ const EVENTS_MAX: usize = 4096;
 /// every renewal. Its price: so many steps a term that finds nobody alive takes for committed.
 const HORIZON_STEPS: u64 = 256;
 /// Ticks per longest tolerated silence.
-const TICKS_PER_STALL: u32 = 40;
+const TICKS_PER_SILENCE: u32 = 20;
 /// Time that farewells and last writes get.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -93,14 +93,14 @@ pub async fn serve(
     let durable = starting
         .until_done("what the run made durable", read)
         .await?;
-    let stall = Duration::from_millis(settings.stall_ms);
+    let timeouts = settings.timeouts;
 
     let (inbox, messages) = mpsc::channel(INBOX_MAX);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(stall / 2))
-        .http2_keepalive_timeout(Some(stall / 2))
+        .http2_keepalive_interval(Some(timeouts.silence / 2))
+        .http2_keepalive_timeout(Some(timeouts.silence / 2))
         .add_service(CoordinatorServer::new(Service::new(inbox)))
         .serve_with_incoming_shutdown(TcpListenerStream::new(options.listener), async {
             let _ = stopped.await;
@@ -121,7 +121,7 @@ pub async fn serve(
         archive,
         outcome: None,
     };
-    let ended = shell.run(stall, messages, told, shutdown).await;
+    let ended = shell.run(timeouts.silence, messages, told, shutdown).await;
     // Streams end when their senders are dropped, with everything that was said in them.
     drop(shell);
     let _ = stop.send(());
@@ -148,7 +148,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         steps_total: config.run.steps,
         min_workers: config.cluster.min_workers as usize,
         expected_workers: expected as usize,
-        stall_ms: (config.cluster.max_stall_seconds * 1000.0) as u64,
+        timeouts: config.cluster.timeouts(),
         checkpoint_every: config.checkpoint.every_steps,
         checkpoint_parts: config.checkpoint.parts,
         nodes_max: config.cluster.nodes_per_worker_max,
@@ -180,13 +180,13 @@ impl Shell {
     /// coordinator.
     async fn run(
         &mut self,
-        stall: Duration,
+        silence: Duration,
         mut messages: mpsc::Receiver<FromRpc>,
         mut told: mpsc::Receiver<Told>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<Outcome, CoordinatorError> {
         let begun = Instant::now();
-        let mut tick = tokio::time::interval(stall / TICKS_PER_STALL);
+        let mut tick = tokio::time::interval(silence / TICKS_PER_SILENCE);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tokio::pin!(shutdown);
         loop {

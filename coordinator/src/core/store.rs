@@ -6,8 +6,6 @@
 
 use std::collections::VecDeque;
 
-use belfry_configs::Timeouts;
-
 use super::*;
 
 /// Commits stop when this many times the receipts that are put into the ledger at once wait: what
@@ -96,8 +94,7 @@ impl Core {
     /// A leader writes at least this often, so that nobody takes it for dead. One entry at a time: a
     /// store that is away is owed no pile of them.
     pub(super) fn renew(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let renew = Timeouts::new(std::time::Duration::from_millis(self.s.stall_ms)).renew;
-        let due = now.saturating_sub(self.written.asked) >= renew.as_millis() as u64;
+        let due = now.saturating_sub(self.written.asked) >= millis(self.timeouts().renew);
         if due && self.written.owed.is_empty() && self.phase != Phase::Over {
             self.write_down(now, true, fx);
         }
