@@ -166,6 +166,7 @@ impl World {
                     *self.commits.entry(record.step).or_default() += 1;
                 }
             }
+            E::StepDown { term } => panic!("nobody leads in term {term}"),
             E::Finish { success, reason } => self.outcome = Some((success, reason)),
         }
     }

@@ -34,4 +34,5 @@ pub use error::WorkerError;
 pub use export::{checkpoint_parameters, export_checkpoint};
 pub use fingerprint::fingerprint;
 pub use inspect::inspect;
+pub use link::Whereabouts;
 pub use session::{WorkerOptions, run};

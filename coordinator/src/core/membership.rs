@@ -33,6 +33,12 @@ impl Core {
             fx.push(Effect::Send(session, down::Body::Refused(refused)));
             return;
         }
+        if hello.term > self.s.term {
+            // Another leads since; nothing more is said by this one, not even good-bye.
+            self.phase = Phase::Over;
+            fx.push(Effect::StepDown { term: hello.term });
+            return;
+        }
         if self.durable.data.is_none() {
             fx.push(Effect::StoreData(hello.data.clone()));
             self.durable.data = Some(hello.data.clone());

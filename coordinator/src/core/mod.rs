@@ -192,6 +192,11 @@ pub enum Effect {
     },
     /// Tell watchers.
     Emit(Box<v1::RunEvent>),
+    /// A worker has heard of a later leadership: this one is over.
+    StepDown {
+        /// The later one.
+        term: u64,
+    },
     /// The run is over.
     Finish {
         /// Whether it trained to its end.

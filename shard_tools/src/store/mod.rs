@@ -81,13 +81,30 @@ impl Root {
         Root::open_in(location, &Environment::of_process())
     }
 
-    /// The same with an environment that is given.
+    /// The same, where no request is tried again: for callers that do so themselves, for as long as it
+    /// takes, and want to hear at once why it is not done.
+    ///
+    /// # Errors
+    /// As [`Root::open`].
+    pub fn open_once(location: &str) -> Result<Self, StoreError> {
+        Root::open_with(location, &Environment::of_process(), 0)
+    }
+
+    /// As [`Root::open`] with an environment that is given.
     ///
     /// # Errors
     /// As [`Root::open`].
     pub fn open_in(location: &str, environment: &Environment) -> Result<Self, StoreError> {
+        Root::open_with(location, environment, RETRIES_MAX)
+    }
+
+    fn open_with(
+        location: &str,
+        environment: &Environment,
+        retries_max: usize,
+    ) -> Result<Self, StoreError> {
         let location = Location::parse(location)?;
-        let (client, retry) = patience(&location)?;
+        let (client, retry) = patience(&location, retries_max)?;
         let store: Arc<dyn ObjectStore> = match location.scheme {
             Scheme::Folder => return Root::folder(&location),
             Scheme::Memory => Arc::new(InMemory::new()),
@@ -267,7 +284,10 @@ impl Root {
 }
 
 /// How long requests may take and how often they are tried again.
-fn patience(location: &Location) -> Result<(ClientOptions, RetryConfig), StoreError> {
+fn patience(
+    location: &Location,
+    retries_max: usize,
+) -> Result<(ClientOptions, RetryConfig), StoreError> {
     let read_timeout = location.seconds("read_timeout_s")?.unwrap_or(READ_TIMEOUT);
     let retry_timeout = location.seconds("retry_timeout_s")?;
     let client = ClientOptions::new()
@@ -280,7 +300,7 @@ fn patience(location: &Location) -> Result<(ClientOptions, RetryConfig), StoreEr
             max_backoff: BACK_OFF_MAX,
             base: 2.0,
         },
-        max_retries: RETRIES_MAX,
+        max_retries: retries_max,
         retry_timeout: retry_timeout.unwrap_or(RETRY_TIMEOUT),
     };
     Ok((client, retry))

@@ -195,3 +195,15 @@ fn commits_pause_while_receipts_lag() {
     assert_eq!(commits(&core.apply(20, durable)), 1);
     assert_eq!(core.status().waiting_for, "");
 }
+
+#[test]
+fn who_hears_of_a_later_leadership_says_nothing_more() {
+    let mut core = training(1, Durable::default());
+    let mut later = hello(0);
+    later.term = 2;
+    let effects = core.apply(10, Event::Hello(300, later));
+    let [Effect::StepDown { term: 2 }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert!(core.apply(20, Event::Gone(100)).is_empty());
+}
