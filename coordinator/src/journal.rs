@@ -1,7 +1,7 @@
 //! Leadership and journal: numbered entries created if absent (DESIGN 6).
 
 pub use belfry_proto::journal::{Closed, Entry, Quarantined};
-use belfry_proto::journal::{FOLDER, file};
+use belfry_proto::journal::{FOLDER, file, is_entry};
 use bytes::Bytes;
 use shard_tools::store::{Created, Root, StoreError};
 
@@ -18,12 +18,18 @@ const PRUNED_MAX: usize = 5000;
 /// # Errors
 /// [`CoordinatorError`], naming the file.
 pub async fn newest(root: &Root) -> Result<Option<Entry>, CoordinatorError> {
-    let listed = root.list(FOLDER).await;
-    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the journal", e))?;
-    match listed.last() {
-        Some((newest, _)) => Ok(Some(read(root, newest).await?)),
+    match files(root).await?.last() {
+        Some(newest) => Ok(Some(read(root, newest).await?)),
         None => Ok(None),
     }
+}
+
+/// The entries' files, ascending.
+async fn files(root: &Root) -> Result<Vec<String>, CoordinatorError> {
+    let listed = root.list(FOLDER).await;
+    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the journal", e))?;
+    let files = listed.into_iter().map(|(file, _)| file);
+    Ok(files.filter(|file| is_entry(file)).collect())
 }
 
 /// The entry behind the one of this number, if it is written: one small request.
@@ -160,10 +166,9 @@ pub async fn check_leads(root: &Root, leader: &Entry) -> Result<(), CoordinatorE
 /// # Errors
 /// [`CoordinatorError::Store`]; what was not removed goes the next time.
 pub async fn prune(root: &Root) -> Result<(), CoordinatorError> {
-    let listed = root.list(FOLDER).await;
-    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the journal", e))?;
-    let old = listed.len().saturating_sub(KEPT).min(PRUNED_MAX);
-    for (file, _) in &listed[..old] {
+    let files = files(root).await?;
+    let old = files.len().saturating_sub(KEPT).min(PRUNED_MAX);
+    for file in &files[..old] {
         let removed = root.delete(file).await;
         removed.map_err(|e| CoordinatorError::store(format!("cannot remove {file}"), e))?;
     }

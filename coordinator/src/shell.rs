@@ -300,6 +300,7 @@ impl Shell {
                 receipts,
                 parts,
             } => self.store(Job::Checkpoint(step, receipts, parts)).await,
+            Effect::ReadReceipts(steps) => self.store(Job::Read(steps)).await,
             Effect::StoreEvaluation(evaluated) => self.store(Job::Evaluation(evaluated)).await,
             Effect::Emit(event) => {
                 if !event.notice.is_empty() {

@@ -97,6 +97,13 @@ pub fn file(seq: u64) -> String {
     format!("{FOLDER}/{seq:012}.json")
 }
 
+/// Whether this file below the root is an entry: what else lies there is nobody's word.
+pub fn is_entry(file: &str) -> bool {
+    let name = file.strip_prefix(FOLDER).and_then(|f| f.strip_prefix('/'));
+    let digits = name.and_then(|n| n.strip_suffix(".json"));
+    digits.is_some_and(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()))
+}
+
 impl Entry {
     /// An entry from its file's bytes.
     ///
@@ -136,5 +143,14 @@ mod tests {
         let refused = Entry::parse(b"{}").expect_err("lacks all");
         assert!(refused.contains("seq"), "{refused}");
         assert_eq!(file(7), "journal/000000000007.json");
+        assert!(is_entry(&file(7)));
+        for other in [
+            "journal",
+            "journal/notes.json",
+            "journal/.json",
+            "ledger/7.json",
+        ] {
+            assert!(!is_entry(other), "{other}");
+        }
     }
 }

@@ -150,6 +150,7 @@ impl World {
                     Happening::Stored(life, Job::Checkpoint(step, receipts)),
                 );
             }
+            E::ReadReceipts(steps) => panic!("all receipts are known, also of {steps:?}"),
             E::StoreEvaluation(evaluated) => {
                 self.durable.evaluations.insert(evaluated.step, evaluated);
             }

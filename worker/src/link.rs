@@ -52,7 +52,8 @@ impl Whereabouts {
             Whereabouts::Journal(root) => {
                 let listed = root.list(journal::FOLDER).await;
                 let listed = listed.map_err(|e| e.to_string())?;
-                let Some((newest, _)) = listed.last() else {
+                let mut files = listed.iter().map(|(file, _)| file).rev();
+                let Some(newest) = files.find(|file| journal::is_entry(file)) else {
                     return Err(format!(
                         "{root}/{}: nobody leads the run yet",
                         journal::FOLDER

@@ -250,8 +250,12 @@ impl Core {
             self.wait_for(format!("{here} of {wanted} workers are here"), fx);
             return;
         }
-        self.wait_for(String::new(), fx);
         let newest = self.workers.values().filter_map(|w| w.applied).max();
+        let begin = newest.or(self.durable.manifests.last().copied());
+        if !self.knows_receipts(begin.unwrap_or(0), fx) {
+            return;
+        }
+        self.wait_for(String::new(), fx);
         if let Some(step) = newest {
             // Whoever applied it proves that it was committed.
             self.committed = step;

@@ -24,7 +24,7 @@ use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message
 use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
 use checkpoint::OpenCheckpoint;
-pub use checkpoint::{manifest_file, without_lanes};
+pub use checkpoint::{RECEIPTS_KEPT, manifest_file, without_lanes};
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
 use measured::{Measured, RoundTrips, millis};
@@ -90,6 +90,8 @@ pub struct Durable {
     pub data: Option<Vec<v1::Dataset>>,
     /// Receipts in the ledger, by step, without their lanes.
     pub receipts: BTreeMap<u64, v1::StepRecord>,
+    /// Receipts of all steps below this one are in the ledger too, and were not read.
+    pub receipts_from: u64,
     /// Evaluations, by step.
     pub evaluations: BTreeMap<u64, v1::Evaluated>,
     /// Steps of checkpoints whose manifests exist.
@@ -114,6 +116,13 @@ pub enum Event {
     CheckpointDurable {
         /// Its step.
         step: u64,
+    },
+    /// Receipts that [`Effect::ReadReceipts`] asked for.
+    ReceiptsRead {
+        /// The first step that was asked for.
+        from: u64,
+        /// By step, without their lanes.
+        receipts: BTreeMap<u64, v1::StepRecord>,
     },
     /// The oldest [`Effect::Journal`] that was not answered yet is durable.
     Journaled {
@@ -179,6 +188,8 @@ pub enum Effect {
         /// Its parts, ascending.
         parts: Vec<v1::PartStored>,
     },
+    /// Read these receipts from the ledger; answered by [`Event::ReceiptsRead`].
+    ReadReceipts(Range<u64>),
     /// Keep an evaluation.
     StoreEvaluation(v1::Evaluated),
     /// Write down how the run ended; what follows waits for it.
@@ -302,6 +313,7 @@ impl Core {
     /// A leader at `now` that has heard of nobody yet.
     pub fn new(now: Millis, settings: Settings, durable: Durable) -> Self {
         let receipts_durable = durable.receipts.keys().last().map_or(0, |s| s + 1);
+        let receipts_durable = receipts_durable.max(durable.receipts_from);
         Core {
             phase: Phase::Gathering { since: now },
             workers: BTreeMap::new(),
@@ -390,6 +402,7 @@ impl Core {
             Event::StoreDiffers { what, how } => {
                 self.fail(format!("{what} cannot be stored: {how}"), &mut fx);
             }
+            Event::ReceiptsRead { from, receipts } => self.receipts_read(from, receipts),
             event @ (Event::Journaled { .. }
             | Event::StoreAway { .. }
             | Event::StoreBack { .. }) => {

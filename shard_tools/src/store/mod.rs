@@ -22,8 +22,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
-    PutOptions, PutPayload, RetryConfig, memory::InMemory,
+    BackoffConfig, ClientOptions, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    PutMode, PutOptions, PutPayload, RetryConfig, memory::InMemory,
 };
 
 pub use environment::Environment;
@@ -256,9 +256,33 @@ impl Root {
     /// [`StoreError`].
     pub async fn list(&self, relative: &str) -> Result<Vec<(String, u64)>, StoreError> {
         self.writable(relative)?;
-        let prefix = self.path(relative);
+        let listing = self.store.list(Some(&self.path(relative)));
+        self.listed(relative, listing).await
+    }
+
+    /// The same, but only keys that sort behind `key`, present or not: the end of a long listing costs
+    /// no more than that of a short one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_after(
+        &self,
+        relative: &str,
+        key: &str,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        self.writable(relative)?;
+        let (prefix, offset) = (self.path(relative), self.path(key));
+        let listing = self.store.list_with_offset(Some(&prefix), &offset);
+        self.listed(relative, listing).await
+    }
+
+    async fn listed(
+        &self,
+        relative: &str,
+        listing: BoxStream<'static, object_store::Result<ObjectMeta>>,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
         let skip = self.prefix.as_ref().len() + usize::from(!self.prefix.as_ref().is_empty());
-        let listing = self.store.list(Some(&prefix)).map_ok(|meta| {
+        let listing = listing.map_ok(|meta| {
             let key = meta.location.as_ref();
             (key[skip.min(key.len())..].to_owned(), meta.size)
         });
