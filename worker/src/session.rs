@@ -22,6 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::core::{Core, Effect, Event, Exchange, Identity, LateReports};
 use crate::error::WorkerError;
 use crate::held::HeldState;
+use crate::inject::{Inject, Injection};
 use crate::link::Link;
 use crate::optimizer::AdamW;
 use crate::staging::{self, Staged, Staging};
@@ -55,6 +56,8 @@ pub struct WorkerOptions {
     pub cache_dir: PathBuf,
     /// Address at which peers reach this worker.
     pub bind: IpAddr,
+    /// A fault of memory to order, for tests.
+    pub inject: Option<Injection>,
 }
 
 /// Runs a worker until the coordinator ends the run, or `shutdown` resolves and the open step is
@@ -75,7 +78,7 @@ pub async fn run(
     tokio::pin!(shutdown);
     let mut leaving = false;
     loop {
-        let event = tokio::select! {
+        let mut event = tokio::select! {
             event = inbox.recv() => event.expect("the shell itself holds a sender"),
             arrival = arrived.recv() => {
                 match shell.arrived(arrival.expect("the shell itself holds a sender")) {
@@ -100,6 +103,7 @@ pub async fn run(
                 Event::Shutdown
             }
         };
+        shell.inject.event(&mut event);
         for effect in shell.core.apply(event) {
             if let Some(end) = shell.execute(effect)? {
                 // A last word (fatal, leaving) gets a moment to leave the process.
@@ -130,6 +134,7 @@ struct Shell {
     acquiring: Option<JoinHandle<()>>,
     events: mpsc::Sender<Event>,
     arrivals: mpsc::Sender<Arrival>,
+    inject: Inject,
 }
 
 impl Shell {
@@ -186,6 +191,7 @@ impl Shell {
             compute,
             events,
             arrivals,
+            inject: Inject::new(options.inject),
         })
     }
 
@@ -344,11 +350,12 @@ impl Shell {
         self.state = None;
         let optimizer = Arc::clone(&self.optimizer);
         self.staging.clear();
-        let updated = tokio::task::block_in_place(move || {
+        let mut updated = tokio::task::block_in_place(move || {
             let mut state = state;
             HeldState::update(&mut state, &optimizer, &sum);
             state
         });
+        self.inject.state(step, &mut updated);
         self.hold(&updated);
         if !snapshot_parts.is_empty() {
             self.store_parts(updated, snapshot_parts);
