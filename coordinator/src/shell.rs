@@ -234,6 +234,11 @@ impl Shell {
             }
             Effect::StoreData(data) => identity::put(&self.root, &data).await?,
             Effect::Send(session, body) => self.send(session, body),
+            Effect::SendAll(sessions, body) => {
+                for session in sessions {
+                    self.send(session, (*body).clone());
+                }
+            }
             Effect::Close(session) => {
                 self.outboxes.remove(&session);
             }
