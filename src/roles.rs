@@ -9,7 +9,7 @@ use belfry_configs::{Timeouts, ValidConfig};
 use belfry_coordinator::{
     Candidacy, Candidate, CoordinatorError, Outcome, ServeOptions, lead, run_id, serve,
 };
-use belfry_worker::{Whereabouts, WorkerOptions};
+use belfry_worker::{Injection, Whereabouts, WorkerOptions};
 use clap::Args;
 use shard_tools::store::{Root, StoreError};
 use tokio::io::AsyncReadExt as _;
@@ -84,6 +84,9 @@ pub struct WorkerArguments {
     /// Folder of this host's shard cache.
     #[arg(long)]
     cache: PathBuf,
+    /// Flip one bit, for tests of who finds it.
+    #[arg(long, hide = true)]
+    inject: Option<Injection>,
 }
 
 impl Common {
@@ -242,6 +245,7 @@ pub async fn worker(arguments: WorkerArguments) -> anyhow::Result<()> {
         coordinator,
         cache_dir: arguments.cache,
         bind: arguments.bind,
+        inject: arguments.inject,
     };
     belfry_worker::run(options, Common::shutdown(arguments.common.follow_stdin)).await?;
     Ok(())
