@@ -9,17 +9,27 @@
 
 mod apart;
 mod case;
+mod clock;
 mod cluster;
+mod disks;
+mod figures;
+#[path = "../../shard_tools/tests/store/http_server.rs"]
+mod http_server;
 mod network;
 mod networks;
 mod processes;
 mod proxy;
+#[path = "../promises/s3_server.rs"]
+mod s3_server;
+mod silent;
 #[path = "../promises/skipped.rs"]
 mod skipped;
+mod stores;
 mod table;
 mod watch;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -27,7 +37,18 @@ use libtest_mimic::{Arguments, Trial};
 type Test = (&'static str, fn());
 
 fn trials() -> Vec<Trial> {
-    let all = [processes::TESTS, networks::TESTS].concat();
+    let mut all = [
+        processes::TESTS,
+        networks::TESTS,
+        disks::TESTS,
+        stores::TESTS,
+        clock::TESTS,
+        silent::TESTS,
+    ]
+    .concat();
+    if figures::wanted() {
+        all.extend(figures::TESTS);
+    }
     let trial = |(name, test): Test| {
         Trial::test(name, move || {
             test();
@@ -35,6 +56,24 @@ fn trials() -> Vec<Trial> {
         })
     };
     all.into_iter().map(trial).collect()
+}
+
+/// Runs everything that was asked for, so many times, up to the first failure.
+fn repeat(arguments: &Arguments, times: u32) -> ExitCode {
+    for time in 1..=times {
+        let begun = Instant::now();
+        let conclusion = libtest_mimic::run(arguments, trials());
+        table::print();
+        if conclusion.has_failed() {
+            table::say(&format!("failed in repetition {time} of {times}"));
+            return conclusion.exit_code();
+        }
+        let seconds = begun.elapsed().as_secs();
+        table::say(&format!(
+            "repetition {time} of {times} is green after {seconds} s"
+        ));
+    }
+    ExitCode::SUCCESS
 }
 
 fn main() -> ExitCode {
@@ -52,7 +91,7 @@ fn main() -> ExitCode {
     network::open();
     // They would only slow each other down, and the clock is part of what is tested.
     arguments.test_threads = Some(1);
-    let conclusion = libtest_mimic::run(&arguments, trials());
-    table::print();
-    conclusion.exit_code()
+    let times = std::env::var("BELFRY_CHAOS_REPEAT").ok();
+    let times = times.map_or(1, |n| n.parse().expect("BELFRY_CHAOS_REPEAT is a number"));
+    repeat(&arguments, times)
 }

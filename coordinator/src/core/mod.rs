@@ -9,14 +9,16 @@ mod checkpoint;
 mod finish;
 mod generation;
 mod links;
+mod measured;
 mod membership;
 mod quarantine;
 mod receipt;
 mod step;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
+use belfry_configs::Timeouts;
 use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
@@ -24,6 +26,7 @@ use checkpoint::OpenCheckpoint;
 pub use checkpoint::{manifest_file, without_lanes};
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
+use measured::{Measured, RoundTrips, millis};
 pub use receipt::LANE_DIGEST_BYTES;
 
 /// Milliseconds on the shell's monotonic clock.
@@ -46,8 +49,8 @@ pub struct Settings {
     pub min_workers: usize,
     /// So many are expected; gathering ends early when they are there.
     pub expected_workers: usize,
-    /// Longest silence that is taken for life.
-    pub stall_ms: Millis,
+    /// Every time by which the run decides, before anything was measured.
+    pub timeouts: Timeouts,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// Parts of a checkpoint.
@@ -203,6 +206,7 @@ struct Worker {
     fingerprint: String,
     device: v1::Device,
     last_seen: Millis,
+    round_trips: RoundTrips,
     applied: Option<u64>,
     applied_digest: Option<Digest>,
     pending_digest: Option<Digest>,
@@ -234,6 +238,7 @@ pub struct Core {
     workers: BTreeMap<u64, Worker>,
     generation: u64,
     last_tick: Millis,
+    measured: Measured,
     /// Loads and copies asked for in this term.
     requests: u64,
     /// Committed updates: the open step.
@@ -277,6 +282,7 @@ impl Core {
             workers: BTreeMap::new(),
             generation: durable.generation,
             last_tick: now,
+            measured: Measured::default(),
             requests: 0,
             committed: 0,
             decided: durable.committed.max(receipts_durable),
@@ -372,7 +378,10 @@ impl Core {
                     self.notice(Reason::StoreUnavailable, text, &mut fx);
                 }
             }
-            Event::Tick => self.silence(now, &mut fx),
+            Event::Tick => {
+                self.silence(now, &mut fx);
+                self.measure_round_trips(&mut fx);
+            }
         }
         self.advance(now, &mut fx);
         self.check_invariants();

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use belfry_data::Quarantine;
 use belfry_model::Gradient;
@@ -120,6 +121,11 @@ pub struct LateReports {
 /// Something to do.
 #[derive(Debug)]
 pub enum Effect {
+    /// What the run has measured; every time derives from it.
+    Measured {
+        step: Duration,
+        round_trip: Duration,
+    },
     /// Say this to the coordinator, if a session stands.
     Send(up::Body),
     /// Drop the session and connect again.
@@ -307,6 +313,7 @@ impl Core {
             step: self.applied,
             lanes_done: self.lanes_done,
             phase: phase.into(),
+            ..Default::default()
         }
     }
 
@@ -444,7 +451,15 @@ impl Core {
             return;
         }
         match body {
-            down::Body::Welcome(w) => self.term = self.term.max(w.term),
+            down::Body::Welcome(w) => {
+                if self.accepts(w.term) {
+                    let step = Duration::from_micros(w.step_us);
+                    let round_trip = Duration::from_micros(w.round_trip_us);
+                    effects.push(Effect::Measured { step, round_trip });
+                }
+            }
+            // The shell measures round trips.
+            down::Body::Echo(_) => {}
             down::Body::Refused(r) => effects.push(Effect::Exit {
                 success: false,
                 reason: format!("refused by the coordinator: {}", r.reason),
