@@ -71,10 +71,13 @@ impl Case {
             });
     }
 
-    /// Fires the fault; the clock of detection and recovery starts just before.
+    /// Fires the fault; the clock of detection and recovery starts just before, the first time.
     pub fn fire<T>(&mut self, act: impl FnOnce(&mut Cluster) -> T) -> T {
-        self.generation = self.run.generation();
-        let at = *self.at.get_or_insert_with(Instant::now);
+        let at = Instant::now();
+        if self.at.is_none() {
+            self.generation = self.run.generation();
+            self.at = Some(at);
+        }
         let done = act(&mut self.run);
         assert!(at.elapsed() < SIGNAL_PATIENCE, "the fault took its time");
         done

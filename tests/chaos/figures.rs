@@ -1,4 +1,5 @@
-//! The targets as figures, each from one long run with many faults; only with `BELFRY_CHAOS_LONG`.
+//! The targets as figures, each from one long run with many faults; only with
+//! `BELFRY_CHAOS_LONG=M`, which also says how many minutes the run for goodput takes.
 
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,17 @@ const KILLS: usize = 100;
 const RESTARTS: usize = 20;
 /// Of the goodput run: one failure in so much time.
 const BETWEEN_FAILURES: Duration = Duration::from_secs(60);
-const FAILURES: u32 = 10;
 /// Steps without a failure by which a step's time is known.
 const UNDISTURBED_STEPS: u64 = 40;
 
-/// Whether the long figures were asked for; said where not.
-pub fn wanted() -> bool {
-    std::env::var_os("BELFRY_CHAOS_LONG").is_some()
+/// Minutes of the goodput run, if the long figures were asked for.
+pub fn minutes() -> Option<u32> {
+    let asked = std::env::var("BELFRY_CHAOS_LONG").ok()?;
+    Some(
+        asked
+            .parse()
+            .expect("BELFRY_CHAOS_LONG is a number of minutes"),
+    )
 }
 
 fn quantile(times: &[Duration], q: f64) -> f64 {
@@ -125,30 +130,33 @@ fn figures_of_coordinator_restarts() {
 
 /// A quickstart-sized run of one-second steps, one failure a minute, workers and coordinator in turn.
 fn figures_of_goodput() {
-    let mut setup = Setup::new(2, &["run.steps=720", "checkpoint.every_steps=100"]);
+    let failures = minutes().expect("was asked for");
+    // 24 pairs of the quickstart take about a second on two cores.
+    let batch = ["batch.lanes=6", "batch.global_batch=24"];
+    let length = ["run.steps=5000", "checkpoint.every_steps=100"];
+    let mut setup = Setup::new(2, &[batch, length].concat());
     setup.config = "configs/quickstart.toml";
-    setup.settings.extend(goodput_settings());
-    let mut case = Case::start("one failure a minute for ten minutes", setup);
+    let mut case = Case::start("one failure a minute", setup);
     case.at(4, 2);
     let calm = Instant::now();
     let first = case.run.steps();
     case.run.committed(first + UNDISTURBED_STEPS);
     let (begun, before) = (Instant::now(), case.run.steps());
     let rate = (before - first) as f64 / calm.elapsed().as_secs_f64();
-    for failure in 0..FAILURES {
+    for failure in 0..failures {
         let until = begun + BETWEEN_FAILURES * (failure + 1) - BETWEEN_FAILURES / 2;
         let wait = until.saturating_duration_since(Instant::now());
         case.run.within(wait, &|_| false);
         let name = ["worker-1", "coordinator", "worker-0"][failure as usize % 3];
         case.fire(|run| kill(run.pid(name)));
     }
-    let end = begun + BETWEEN_FAILURES * FAILURES;
+    let end = begun + BETWEEN_FAILURES * failures;
     case.run
         .within(end.saturating_duration_since(Instant::now()), &|_| false);
     let steps = case.run.steps() - before;
     let wall = begun.elapsed().as_secs_f64();
     let goodput = steps as f64 / rate / wall;
-    case.fired(format!("{FAILURES}: state Z in /proc"));
+    case.fired(format!("{failures}: state Z in /proc"));
     say(&format!(
         "FIGURE goodput with one failure a minute (target >= 0.97): {goodput:.3}; {steps} steps in \
          {wall:.0} s, undisturbed {:.3} s a step, {} restarts, {} steps repeated",
@@ -159,10 +167,4 @@ fn figures_of_goodput() {
     assert_eq!(case.run.recomputed, 0);
     // The rest of the run is for nobody: what was committed is proved by the ledger so far.
     case.run.audit();
-}
-
-/// What makes a step of the quickstart about a second on two cores.
-fn goodput_settings() -> Vec<String> {
-    let keys = ["batch.global_batch=32"];
-    keys.iter().map(|s| (*s).to_owned()).collect()
 }

@@ -4,7 +4,7 @@
 //! and prints how long the fault took to be seen and to be over.
 //!
 //! `cargo test --release --workspace --test chaos` runs all, `-- kill` those whose name says so.
-//! `BELFRY_CHAOS_LONG=1` measures the targets over many faults, `BELFRY_CHAOS_REPEAT=N` runs the
+//! `BELFRY_CHAOS_LONG=10` measures the targets over many faults, `BELFRY_CHAOS_REPEAT=N` runs the
 //! suite so many times and stops at the first failure with its folders kept.
 
 mod apart;
@@ -36,6 +36,19 @@ use libtest_mimic::{Arguments, Trial};
 /// A name, and what it does.
 type Test = (&'static str, fn());
 
+/// Faults that Belfry does not stand yet, each with what is missing; `-- --ignored` runs them.
+const NOT_YET: &[(&str, &str)] = &[
+    ("flipped_bit_in_a_lane", "a lane audit"),
+    (
+        "flipped_bit_in_a_state",
+        "digests of the state at the commit",
+    ),
+    (
+        "full_disk_at_a_checkpoint",
+        "uploads that are tried again, and a word about them",
+    ),
+];
+
 fn trials() -> Vec<Trial> {
     let mut all = [
         processes::TESTS,
@@ -46,14 +59,16 @@ fn trials() -> Vec<Trial> {
         silent::TESTS,
     ]
     .concat();
-    if figures::wanted() {
+    if figures::minutes().is_some() {
         all.extend(figures::TESTS);
     }
     let trial = |(name, test): Test| {
-        Trial::test(name, move || {
+        let missing = NOT_YET.iter().any(|(fault, _)| *fault == name);
+        let trial = Trial::test(name, move || {
             test();
             Ok(())
-        })
+        });
+        trial.with_ignored_flag(missing)
     };
     all.into_iter().map(trial).collect()
 }

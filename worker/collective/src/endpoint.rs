@@ -283,9 +283,15 @@ impl Endpoint {
     /// One dead member makes the others close their connections too. A peer that still listens is
     /// not the dead one.
     async fn blame(&self, error: CollectiveError, generation: u64) -> CollectiveError {
-        let CollectiveError::PeerLost { rank, addr, .. } = error else {
+        let CollectiveError::PeerLost { rank, addr, source } = &error else {
             return error;
         };
+        if source.kind() == io::ErrorKind::TimedOut {
+            // Out of reach. To ask again takes as long again, and others are heard meanwhile whose
+            // connections only broke because this member gave up.
+            return error;
+        }
+        let (rank, addr) = (*rank, *addr);
         match timeout(
             self.shared.limits().connect_timeout,
             TcpStream::connect(addr),
