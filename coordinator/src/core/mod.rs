@@ -459,9 +459,15 @@ impl Core {
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
             up::Body::Ready(ready) => self.take_ready(id, ready),
             up::Body::PeerTrouble(t) => {
-                if t.generation == self.generation && self.trouble.is_none() {
-                    let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
-                    self.trouble = Some((now, accused.copied().collect()));
+                let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
+                let accused: Vec<u64> = accused.copied().collect();
+                // Who names somebody counts more than whose peers only gave up.
+                let (since, better) = match &self.trouble {
+                    None => (now, true),
+                    Some((since, named)) => (*since, named.is_empty() && !accused.is_empty()),
+                };
+                if t.generation == self.generation && better {
+                    self.trouble = Some((since, accused));
                     let text = format!("worker {id} reports trouble: {}", t.detail);
                     self.about(id, Reason::PeerTrouble, text, fx);
                 }
