@@ -14,8 +14,8 @@ use super::setup::{Span, millis};
 use super::store::{Entry, Write};
 use super::world::{Answer, Happening, World};
 
-/// Ticks per longest stall.
-const TICKS_PER_STALL: u64 = 40;
+/// Ticks per longest tolerated silence.
+const TICKS_PER_SILENCE: u64 = 20;
 /// Between two tries of a write.
 const BACK_OFF: Span = Span::new(50, 1_000);
 
@@ -113,7 +113,7 @@ impl World {
             steps_total: self.setup.steps,
             min_workers: self.setup.min_workers,
             expected_workers: self.setup.workers,
-            stall_ms: millis(self.setup.timeouts.max_stall),
+            timeouts: self.setup.timeouts,
             checkpoint_every: self.setup.checkpoint_every,
             checkpoint_parts: self.setup.parts,
             nodes_max: self.setup.nodes_max,
@@ -138,7 +138,7 @@ impl World {
     pub(super) fn tick(&mut self, lead: usize, life: u64) {
         if self.lead_lives(lead, life) {
             self.tell_lead(lead, lead::Event::Tick);
-            let pause = millis(self.setup.timeouts.max_stall) / TICKS_PER_STALL;
+            let pause = self.setup.silence_ms() / TICKS_PER_SILENCE;
             self.after(pause.max(1), Happening::Tick(lead, life));
         }
     }

@@ -45,19 +45,25 @@ fn check_links(seen: &mut Option<ExchangeLinks>, request: &work::Exchange) {
         groups: groups.clone(),
         ids: BTreeMap::new(),
     });
-    hold(seen.groups == groups, MEMBERS_AGREE, || "on their links".into());
+    hold(seen.groups == groups, MEMBERS_AGREE, || {
+        "on their links".into()
+    });
     let Some(links) = &request.links else { return };
     let own = links.groups.iter().find(|g| g.contains(&request.rank));
     let own = own.expect("a member is in a group");
     let id = seen.ids.entry(own[0]).or_insert_with(|| links.id.clone());
-    hold(*id == links.id, MEMBERS_AGREE, || "a group shares its id".into());
+    hold(*id == links.id, MEMBERS_AGREE, || {
+        "a group shares its id".into()
+    });
     if own.len() == 1 && links.groups.len() > 1 {
         assert!(id.is_empty(), "alone on its host");
     } else {
         let made = String::from_utf8(id.clone()).expect("made here");
         let leader = &request.members[own[0]].0;
         let expected = format!("{} of {leader}", request.generation);
-        hold(made == expected, MEMBERS_AGREE, || format!("{made}, not {expected}"));
+        hold(made == expected, MEMBERS_AGREE, || {
+            format!("{made}, not {expected}")
+        });
     }
 }
 
@@ -105,7 +111,10 @@ impl World {
 
     /// How many times slower the slowest member's link is.
     fn slowest(&self, id: (u64, u64)) -> u64 {
-        let workers = self.exchanges[&id].processes.iter().map(|(worker, _)| *worker);
+        let workers = self.exchanges[&id]
+            .processes
+            .iter()
+            .map(|(worker, _)| *worker);
         let slow = workers.map(|w| self.network.slowness(self.now, w));
         slow.max().unwrap_or(1)
     }
@@ -128,7 +137,9 @@ impl World {
         let frozen = self.exchanges[&id].processes.iter().any(|(w, _)| away(*w));
         frozen
             || (self.network.is_cut(self.now)
-                && ranks.into_iter().any(|rank| !self.unheard(id, rank).is_empty()))
+                && ranks
+                    .into_iter()
+                    .any(|rank| !self.unheard(id, rank).is_empty()))
     }
 
     /// All have begun and everything has been sent, unless something does not pass.
@@ -179,7 +190,9 @@ impl World {
     fn complete(&mut self, id: (u64, u64), rank: usize) {
         let exchange = &self.exchanges[&id];
         let sum = tree_sum(root(self.setup.lanes), &exchange.parts);
-        hold(sum.is_some(), LANES_ONCE, || format!("{id:?}: nodes do not tile"));
+        hold(sum.is_some(), LANES_ONCE, || {
+            format!("{id:?}: nodes do not tile")
+        });
         let sum = sum.unwrap_or_default();
         let (worker, life) = exchange.processes[rank];
         let shards_read = &self.workers[worker].shards_read;
@@ -212,12 +225,7 @@ impl World {
 
     /// Everybody in an exchange hears that it failed, and whom to blame; where all had begun, some
     /// have their sums nevertheless.
-    fn fail_exchange(
-        &mut self,
-        id: (u64, u64),
-        blamed: &dyn Fn(usize) -> Vec<u32>,
-        begun: bool,
-    ) {
+    fn fail_exchange(&mut self, id: (u64, u64), blamed: &dyn Fn(usize) -> Vec<u32>, begun: bool) {
         let Some(exchange) = self.exchanges.get_mut(&id) else {
             return;
         };

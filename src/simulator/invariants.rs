@@ -76,7 +76,10 @@ impl World {
         });
         let writer = *self.witness.terms.entry(entry.term).or_insert(entry.nonce);
         hold(writer == entry.nonce, ONE_LEADER, || {
-            format!("processes {writer} and {} in term {}", entry.nonce, entry.term)
+            format!(
+                "processes {writer} and {} in term {}",
+                entry.nonce, entry.term
+            )
         });
         let known = entry.committed.max(entry.horizon);
         let last = self.witness.commits.keys().next_back();
@@ -104,9 +107,11 @@ impl World {
         let from = new.iter().copied().min().unwrap_or(0);
         let stored = self.store.receipts.range(from..).next();
         let committed = self.witness.commits.range(from..).next();
-        hold(stored.is_none() && committed.is_none(), QUARANTINE_GROWS, || {
-            format!("from step {from} on, which was committed")
-        });
+        hold(
+            stored.is_none() && committed.is_none(),
+            QUARANTINE_GROWS,
+            || format!("from step {from} on, which was committed"),
+        );
         self.reference.set_quarantine(chosen, from);
         self.counts.quarantines += 1;
     }
@@ -130,7 +135,11 @@ impl World {
         let all = 0..self.setup.lanes;
         let digests: Vec<u8> = all
             .clone()
-            .flat_map(|lane| lane_digest(lane, shard_read(step, lane, &lost)).0.to_le_bytes())
+            .flat_map(|lane| {
+                lane_digest(lane, shard_read(step, lane, &lost))
+                    .0
+                    .to_le_bytes()
+            })
             .enumerate()
             .filter(|(i, _)| i % 16 < 8)
             .map(|(_, byte)| byte)
@@ -139,7 +148,8 @@ impl World {
             format!("step {step} trained other pairs")
         });
         let journaled: Vec<v1::Shard> = quarantine.at(step).cloned().collect();
-        let replaced = all.filter(|lane| shard_read(step, *lane, &lost) != first_choice(step, *lane));
+        let replaced =
+            all.filter(|lane| shard_read(step, *lane, &lost) != first_choice(step, *lane));
         let same = record.quarantine == journaled && record.substituted == replaced.count() as u64;
         hold(same, QUARANTINE_GROWS, || {
             format!("step {step} was committed under another quarantine than the journal's")
@@ -187,11 +197,20 @@ impl World {
         let nodes = nodes.map(|n| LaneRange::from(*n));
         let tiled = lanes::tiles_exactly(self.setup.lanes, nodes);
         hold(tiled.is_ok(), LANES_ONCE, || format!("{tiled:?}"));
-        let journaled = self.store.newest().is_some_and(|e| e.generation >= open.generation);
+        let journaled = self
+            .store
+            .newest()
+            .is_some_and(|e| e.generation >= open.generation);
         hold(journaled, JOURNALED_FIRST, || {
             format!("generation {} of coordinator {lead}", open.generation)
         });
-        let newest = self.witness.announced.keys().next_back().copied().unwrap_or(0);
+        let newest = self
+            .witness
+            .announced
+            .keys()
+            .next_back()
+            .copied()
+            .unwrap_or(0);
         let known = self.witness.announced.get(&open.generation);
         let (term, generation) = (open.term, open.generation);
         match known {
@@ -256,11 +275,7 @@ impl World {
         });
     }
 
-    pub(super) fn check_result(
-        &self,
-        last: Option<v1::StepRecord>,
-        evaluations: &[v1::Evaluated],
-    ) {
+    pub(super) fn check_result(&self, last: Option<v1::StepRecord>, evaluations: &[v1::Evaluated]) {
         let last = last.map(|r| r.step + 1);
         let judged: Vec<u64> = evaluations.iter().map(|e| e.step).collect();
         let expected: &[u64] = match self.setup.evaluates {
@@ -287,7 +302,9 @@ impl World {
         let right = result.is_some_and(|r| r.parameters_sha256 == last);
         hold(right, RUN_COMPLETE, || format!("the result is {result:?}"));
         let there = self.store.manifests.contains(&steps);
-        hold(there, RUN_COMPLETE, || "the last checkpoint is missing".into());
+        hold(there, RUN_COMPLETE, || {
+            "the last checkpoint is missing".into()
+        });
         let receipts = self.store.receipts.keys().copied();
         hold(receipts.eq(0..steps), RUN_COMPLETE, || {
             "a step's receipt is missing".into()
@@ -295,7 +312,9 @@ impl World {
         let mut known = 0;
         for receipt in self.store.receipts.values() {
             let grows = receipt.quarantine.len() >= known;
-            hold(grows, QUARANTINE_GROWS, || format!("at step {}", receipt.step));
+            hold(grows, QUARANTINE_GROWS, || {
+                format!("at step {}", receipt.step)
+            });
             known = receipt.quarantine.len();
         }
     }

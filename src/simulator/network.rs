@@ -48,8 +48,7 @@ impl Network {
 
     /// Whether a connection between two processes is of no use: it needs both ways.
     pub(super) fn parted(&self, now: u64, a: Process, b: Process) -> bool {
-        !self.cuts.is_empty()
-            && (self.cut_until(now, a, b) > 0 || self.cut_until(now, b, a) > 0)
+        !self.cuts.is_empty() && (self.cut_until(now, a, b) > 0 || self.cut_until(now, b, a) > 0)
     }
 
     /// Whether anything is cut.
@@ -100,8 +99,8 @@ impl World {
         let (worker, lead) = (session.worker, session.lead);
         let (w, c) = (Process::Worker(worker), Process::Coordinator(lead));
         let worker_away = self.workers[worker].paused_until > self.now;
-        let lead_away = self.leads[lead].paused_until > self.now
-            || !self.lead_lives(lead, session.lead_life);
+        let lead_away =
+            self.leads[lead].paused_until > self.now || !self.lead_lives(lead, session.lead_life);
         let parted = self.network.parted(self.now, w, c);
         let worker_has = self.workers[worker].session == Some(number);
         if !worker_away && worker_has && (parted || lead_away || !session.open) {

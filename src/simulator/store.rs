@@ -206,7 +206,9 @@ impl World {
             }
             Write::Evaluation(evaluated) => {
                 self.counts.request(Request::OtherPut, 1);
-                self.store.evaluations.insert(evaluated.step, evaluated.clone());
+                self.store
+                    .evaluations
+                    .insert(evaluated.step, evaluated.clone());
             }
         }
         Answer::Done
@@ -258,13 +260,7 @@ impl World {
         self.after(delay, Happening::Part(worker, life, state, part));
     }
 
-    pub(super) fn part_lands(
-        &mut self,
-        worker: usize,
-        life: u64,
-        state: State,
-        part: u32,
-    ) {
+    pub(super) fn part_lands(&mut self, worker: usize, life: u64, state: State, part: u32) {
         let fate = self.store.fate(self.now);
         let bytes = self.costs.state_bytes / u64::from(self.setup.parts.max(1));
         if fate != Fate::Failed {

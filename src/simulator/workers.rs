@@ -111,10 +111,7 @@ impl World {
             reason: "left".into(),
         });
         let event = work::Event::Message(goodbye);
-        self.after(
-            LEAVES_WITHIN_MS,
-            Happening::Worker(worker, life, event),
-        );
+        self.after(LEAVES_WITHIN_MS, Happening::Worker(worker, life, event));
         true
     }
 
@@ -207,7 +204,7 @@ impl World {
                 let shard = shard_read(step, lane, &quarantine);
                 self.compute(worker, step, lane, shard);
             }
-            E::Prefetch { .. } | E::Stage { .. } | E::Unstage => {}
+            E::Prefetch { .. } | E::Stage { .. } | E::Unstage | E::Measured { .. } => {}
             E::MakeId { generation } => self.make_id(worker, generation),
             E::Reduce(exchange) => self.join(worker, exchange),
             E::AbortReduce => self.leave_exchanges(worker),
@@ -357,7 +354,9 @@ impl World {
             let (peer, life) = parse_address(address);
             let there = self.alive(peer, life) && self.workers[peer].paused_until <= self.now;
             let holds = self.workers[peer].state.is_some_and(|s| s.step == step);
-            let parted = self.network.parted(self.now, own, super::Process::Worker(peer));
+            let parted = self
+                .network
+                .parted(self.now, own, super::Process::Worker(peer));
             there && holds && !parted
         };
         let found = match &sources {
@@ -367,7 +366,8 @@ impl World {
         if !found {
             if sources.is_none() {
                 // The store is away: the load goes on when it is back.
-                let (life, acquisition) = (self.workers[worker].life, self.workers[worker].acquisition);
+                let (life, acquisition) =
+                    (self.workers[worker].life, self.workers[worker].acquisition);
                 let wait = Happening::Arrived(worker, life, acquisition, step, None);
                 self.after(500, wait);
                 return;

@@ -221,7 +221,8 @@ impl World {
 
     /// Puts off what is under way to the coordinator in this session, in its order.
     pub(super) fn put_off(&mut self, session: u64, time: u64) {
-        let mine = |h: &Happening| matches!(h, Happening::Up(s, _) | Happening::Gone(s) if *s == session);
+        let mine =
+            |h: &Happening| matches!(h, Happening::Up(s, _) | Happening::Gone(s) if *s == session);
         let due: Vec<(u64, u64)> = self
             .queue
             .iter()
@@ -273,11 +274,17 @@ impl World {
     fn held_until(&self, happening: &Happening) -> u64 {
         let (to, from) = match happening {
             Happening::Up(s, _) | Happening::Gone(s) => match self.sessions.get(s) {
-                Some(s) => (Process::Coordinator(s.lead), Some(Process::Worker(s.worker))),
+                Some(s) => (
+                    Process::Coordinator(s.lead),
+                    Some(Process::Worker(s.worker)),
+                ),
                 None => return 0,
             },
             Happening::Down(s, _) | Happening::Closed(s) => match self.sessions.get(s) {
-                Some(s) => (Process::Worker(s.worker), Some(Process::Coordinator(s.lead))),
+                Some(s) => (
+                    Process::Worker(s.worker),
+                    Some(Process::Coordinator(s.lead)),
+                ),
                 None => return 0,
             },
             Happening::Tick(lead, life)

@@ -185,7 +185,10 @@ pub fn quietly<T>(run: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// Runs something for every seed, on every processor; gives the results of each thread.
-pub fn on_all_cores<T: Send>(seeds: std::ops::Range<u64>, run: impl Fn(u64, &mut T) + Sync) -> Vec<T>
+pub fn on_all_cores<T: Send>(
+    seeds: std::ops::Range<u64>,
+    run: impl Fn(u64, &mut T) + Sync,
+) -> Vec<T>
 where
     T: Default,
 {

@@ -31,7 +31,11 @@ fn report(case: &Case, failure: &Failure) -> ! {
         eprintln!("{line}");
     }
     eprintln!("{:#?}", least.setup);
-    eprintln!("of {} faults it needs {:?}", case.faults.len(), least.faults);
+    eprintln!(
+        "of {} faults it needs {:?}",
+        case.faults.len(),
+        least.faults
+    );
     let seed = case.seed;
     panic!(
         "seed {seed}: {why}\nreplay: BELFRY_SEED={seed} cargo test --release --workspace --test sim \
@@ -58,12 +62,14 @@ fn faults_at_any_moment_change_no_bit_and_stop_no_run() {
     let seeds = environment("BELFRY_SEEDS").unwrap_or(SEEDS);
     let first = environment("BELFRY_FIRST_SEED").unwrap_or(0);
     let begun = Instant::now();
-    let tallies: Vec<Tally> = on_all_cores(first..first + seeds, |seed, tally: &mut Tally| {
-        match Case::of(seed).run() {
-            Ok(world) => tally.counts.add(&world.counts),
-            Err(failure) => tally.failures.push((seed, failure.why)),
-        }
-    });
+    let tallies: Vec<Tally> =
+        on_all_cores(
+            first..first + seeds,
+            |seed, tally: &mut Tally| match Case::of(seed).run() {
+                Ok(world) => tally.counts.add(&world.counts),
+                Err(failure) => tally.failures.push((seed, failure.why)),
+            },
+        );
     let seconds = begun.elapsed().as_secs_f64();
     let mut total = Counts::default();
     tallies.iter().for_each(|tally| total.add(&tally.counts));
@@ -146,7 +152,7 @@ fn a_day_of_64_workers_that_fail_is_simulated_in_seconds() {
         worker_ms: 64 * 600_000,
         coordinator_ms: 2 * 3_600_000,
     });
-    let day: u64 = std::env::var("DAYMS").ok().and_then(|d| d.parse().ok()).unwrap_or(DAY_MS);
+    let day = environment("BELFRY_DAY_MS").unwrap_or(DAY_MS);
     assert!(!world.run(day), "a day is not enough: {:?}", world.outcome);
     let seconds = begun.elapsed().as_secs_f64();
     println!("a day in {seconds:.1} s: {:?}", world.counts);

@@ -21,6 +21,7 @@ pub mod optimizer;
 mod optimizer_kernel;
 mod optimizer_on_device;
 pub mod partials;
+mod pulse;
 mod session;
 mod staging;
 pub mod state;

@@ -33,6 +33,13 @@ pub(super) struct OpenLinks {
     since: Millis,
 }
 
+impl OpenLinks {
+    /// The generation was heard of only now.
+    pub(super) fn rested(&mut self, time: Millis) {
+        self.since += time;
+    }
+}
+
 /// What the links of this term have come to.
 #[derive(Debug, Default)]
 pub(super) struct LinkRecord {
@@ -198,7 +205,7 @@ impl Core {
 
     /// A generation whose ids do not come in time is replaced. Returns whether it was.
     pub(super) fn settle_links(&mut self, now: Millis, fx: &mut Vec<Effect>) -> bool {
-        let late = now.saturating_sub(self.open_links.since) > self.s.stall_ms;
+        let late = now.saturating_sub(self.open_links.since) > millis(self.s.timeouts.max_stall);
         let Some((_, leader)) = self.open_links.waiting.first_key_value() else {
             return false;
         };

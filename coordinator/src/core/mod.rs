@@ -9,14 +9,17 @@ mod checkpoint;
 mod finish;
 mod generation;
 mod links;
+mod measured;
 mod membership;
 mod quarantine;
 mod receipt;
 mod step;
+mod store;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
+use belfry_configs::Timeouts;
 use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
@@ -24,7 +27,9 @@ use checkpoint::OpenCheckpoint;
 pub use checkpoint::{manifest_file, without_lanes};
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
+use measured::{Measured, RoundTrips, millis};
 pub use receipt::LANE_DIGEST_BYTES;
+use store::Written;
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Millis = u64;
@@ -46,8 +51,8 @@ pub struct Settings {
     pub min_workers: usize,
     /// So many are expected; gathering ends early when they are there.
     pub expected_workers: usize,
-    /// Longest silence that is taken for life.
-    pub stall_ms: Millis,
+    /// Every time by which the run decides, before anything was measured.
+    pub timeouts: Timeouts,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// Parts of a checkpoint.
@@ -69,6 +74,8 @@ pub struct Settings {
 /// What earlier terms made durable.
 #[derive(Clone, Debug, Default)]
 pub struct Durable {
+    /// Number of the newest journal entry: the one that began this term.
+    pub entry: u64,
     /// Highest generation journaled.
     pub generation: u64,
     /// Updates that the journal takes for committed.
@@ -108,16 +115,29 @@ pub enum Event {
         /// Its step.
         step: u64,
     },
-    /// They could not be made so.
-    StoreFailed {
+    /// The oldest [`Effect::Journal`] that was not answered yet is durable.
+    Journaled {
+        /// The entry's number.
+        seq: u64,
+    },
+    /// Something cannot be written at the moment; it is tried until it can.
+    StoreAway {
+        /// What is being written.
+        what: String,
+        /// Why it cannot.
+        error: String,
+    },
+    /// It is written now.
+    StoreBack {
+        /// What was being written.
+        what: String,
+    },
+    /// What is stored differs from this run's, which ends it.
+    StoreDiffers {
         /// What was being stored.
         what: String,
-        /// The checkpoint's step, if it was one.
-        checkpoint: Option<u64>,
-        /// Why.
-        error: String,
-        /// Whether what is stored differs from this run's, which ends it.
-        alarm: bool,
+        /// How it differs.
+        how: String,
     },
     /// Time passed.
     Tick,
@@ -126,7 +146,8 @@ pub enum Event {
 /// Something to do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Write a journal entry; what follows waits for it.
+    /// Write a journal entry; answered by [`Event::Journaled`]. What follows waits for it, unless it
+    /// is written ahead of need.
     Journal {
         /// The generation from now on.
         generation: u64,
@@ -138,6 +159,8 @@ pub enum Effect {
         members: Vec<u64>,
         /// All shards under quarantine.
         quarantine: Vec<v1::Shard>,
+        /// Renews the leadership or the horizon before either is used up: nothing waits for it.
+        ahead: bool,
     },
     /// Write down what the run trains on; what follows waits for it.
     StoreData(Vec<v1::Dataset>),
@@ -203,6 +226,7 @@ struct Worker {
     fingerprint: String,
     device: v1::Device,
     last_seen: Millis,
+    round_trips: RoundTrips,
     applied: Option<u64>,
     applied_digest: Option<Digest>,
     pending_digest: Option<Digest>,
@@ -234,6 +258,7 @@ pub struct Core {
     workers: BTreeMap<u64, Worker>,
     generation: u64,
     last_tick: Millis,
+    measured: Measured,
     /// Loads and copies asked for in this term.
     requests: u64,
     /// Committed updates: the open step.
@@ -242,8 +267,8 @@ pub struct Core {
     decided: u64,
     /// Updates below this one may have been committed by earlier terms.
     unsure_below: u64,
-    /// No update at or beyond this one is committed before another journal entry.
-    horizon: u64,
+    /// Journal entries, and what else the store owes.
+    written: Written,
     /// Digest of the gradient committed last, if this term saw it.
     committed_digest: Option<Digest>,
     members: Vec<u64>,
@@ -277,11 +302,12 @@ impl Core {
             workers: BTreeMap::new(),
             generation: durable.generation,
             last_tick: now,
+            measured: Measured::default(),
             requests: 0,
             committed: 0,
             decided: durable.committed.max(receipts_durable),
             unsure_below: durable.horizon,
-            horizon: durable.horizon,
+            written: Written::new(now, &durable),
             committed_digest: None,
             members: Vec::new(),
             nodes_now: BTreeMap::new(),
@@ -320,7 +346,7 @@ impl Core {
             step: self.committed,
             steps_total: self.s.steps_total,
             phase: phase.into(),
-            waiting_for: self.waiting_for.clone(),
+            waiting_for: self.waits().to_owned(),
             workers: self.workers.len() as u32,
             ..Default::default()
         }
@@ -335,6 +361,8 @@ impl Core {
     pub fn apply(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         let mut fx = Vec::new();
         if self.phase == Phase::Over {
+            // The result is being written: that it cannot be is still said.
+            self.hear_store(now, event, &mut fx);
             return fx;
         }
         match event {
@@ -354,27 +382,22 @@ impl Core {
                 self.receipts_are_durable(below);
             }
             Event::CheckpointDurable { step } => self.checkpoint_durable(step, &mut fx),
-            Event::StoreFailed {
-                what,
-                checkpoint,
-                error,
-                alarm,
-            } => {
-                let text = format!("{what} could not be stored: {error}");
-                if checkpoint.is_some() {
-                    self.checkpoint = None;
-                } else {
-                    self.storing_receipts = false;
-                }
-                if alarm || checkpoint == Some(self.s.steps_total) {
-                    self.fail(text, &mut fx);
-                } else {
-                    self.notice(Reason::StoreUnavailable, text, &mut fx);
-                }
+            Event::StoreDiffers { what, how } => {
+                self.fail(format!("{what} cannot be stored: {how}"), &mut fx);
             }
-            Event::Tick => self.silence(now, &mut fx),
+            event @ (Event::Journaled { .. }
+            | Event::StoreAway { .. }
+            | Event::StoreBack { .. }) => {
+                self.hear_store(now, event, &mut fx);
+            }
+            Event::Tick => {
+                self.silence(now, &mut fx);
+                self.renew(now, &mut fx);
+                self.measure_round_trips(&mut fx);
+            }
         }
         self.advance(now, &mut fx);
+        self.say_store_waits(&mut fx);
         self.check_invariants();
         fx
     }
@@ -478,8 +501,9 @@ impl Core {
 
     fn wait_for(&mut self, what: String, fx: &mut Vec<Effect>) {
         if self.waiting_for != what {
+            let before = self.waits().to_owned();
             self.waiting_for = what;
-            self.emit(|_| {}, fx);
+            self.say_waits(&before, fx);
         }
     }
 

@@ -36,6 +36,7 @@ impl Core {
         }
         self.copy_to_newcomers(now, fx);
         self.store_waiting_receipts(fx);
+        self.write_ahead(now, fx);
         if self.settle_trouble(now, fx) || self.settle_links(now, fx) || !self.evaluate_first(fx) {
             return;
         }
@@ -51,7 +52,7 @@ impl Core {
             return false;
         };
         // The death that caused it is usually heard of first.
-        if now.saturating_sub(*since) < self.s.stall_ms / 10 {
+        if now.saturating_sub(*since) < millis(self.timeouts().heartbeat) {
             return false;
         }
         let accused = accused.clone();
@@ -94,8 +95,8 @@ impl Core {
             return;
         }
         let mut copying = self.workers.values().filter_map(|w| w.copying);
-        if !copying.any(|c| c.step == step && now < c.until) {
-            self.commit(fx);
+        if !copying.any(|c| c.step == step && now < c.until) && self.store_allows_commit() {
+            self.commit(now, fx);
         }
     }
 
@@ -125,7 +126,7 @@ impl Core {
         self.open_generation(now, fx);
     }
 
-    fn commit(&mut self, fx: &mut Vec<Effect>) {
+    fn commit(&mut self, now: Millis, fx: &mut Vec<Effect>) {
         let step = self.committed;
         let receipt = match self.receipt() {
             Ok(receipt) => receipt,
@@ -135,9 +136,6 @@ impl Core {
             && let Some(text) = self.differs(&receipt)
         {
             return self.fail(text, fx);
-        }
-        if step >= self.horizon {
-            self.write_down(fx);
         }
         let first = self.ready.values().next();
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
@@ -162,6 +160,7 @@ impl Core {
         self.ready.clear();
         self.troubles = 0;
         self.links_work();
+        self.measure_step(now);
         for id in &self.members {
             if let Some(worker) = self.workers.get_mut(id) {
                 worker.applied = Some(self.committed);
