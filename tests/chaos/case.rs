@@ -120,6 +120,14 @@ impl Case {
         self.recovered = Some(self.since(commit));
     }
 
+    /// Waits for the first commit behind the fault, which may have come already: training is not
+    /// meant to stand still, and may be over.
+    pub fn went_on(&mut self) {
+        let fault = self.at.expect("was fired");
+        let commit = self.run.commit_since(fault);
+        self.recovered = Some(self.since(commit));
+    }
+
     /// From the fault until the coordinator saw it.
     pub fn seen(&self) -> Option<Duration> {
         self.seen

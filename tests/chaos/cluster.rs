@@ -324,6 +324,15 @@ impl Cluster {
             .at
     }
 
+    /// The first commit behind `since`; when it was heard of.
+    pub fn commit_since(&mut self, since: Instant) -> Instant {
+        let mut commits = self.seen.iter().filter(|s| s.event.committed.is_some());
+        if let Some(seen) = commits.find(|seen| seen.at >= since) {
+            return seen.at;
+        }
+        self.next_commit()
+    }
+
     /// Waits for a notice with one of these reasons about `worker` that comes behind `since`; when
     /// it was heard of.
     pub fn noticed(&mut self, since: Instant, worker: u64, reasons: &[Reason]) -> Instant {

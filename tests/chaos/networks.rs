@@ -13,7 +13,7 @@ use crate::Test;
 use crate::case::{Case, kill};
 use crate::cluster::Setup;
 use crate::network::{Filter, Throttle, address, filters, on};
-use crate::processes::GONE;
+use crate::processes::{GONE, LONG};
 use crate::proxy::{Effects, Proxy};
 
 pub const TESTS: &[Test] = &[
@@ -50,7 +50,7 @@ fn partition_of_a_worker() {
     if !filters() {
         return;
     }
-    let setup = Setup::new(3, &[STEPS, DEFAULT_STALL]);
+    let setup = Setup::new(3, &[LONG, DEFAULT_STALL]);
     let mut case = Case::start("partition of a worker (default setting)", setup);
     case.at(4, 3);
     let filter = case.fire(|_| Filter::partition("worker-1"));
@@ -120,7 +120,7 @@ fn half_open_after_a_worker_died() {
         return;
     }
     let name = "half-open: a worker's last words are dropped";
-    let mut case = Case::start(name, Setup::new(3, &[STEPS]));
+    let mut case = Case::start(name, Setup::new(3, &[LONG]));
     case.at(4, 3);
     let ports = session_ports("worker-1");
     assert!(!ports.is_empty(), "worker 1 has a session");

@@ -70,7 +70,7 @@ fn store_refuses_for_eight_seconds() {
         "{packets} packets refused, {steps} steps meanwhile"
     ));
     drop(filter);
-    case.recover();
+    case.went_on();
     let run = case.end();
     assert_eq!((run.restarts, run.recomputed), (0, 0));
 }
@@ -92,7 +92,7 @@ fn store_is_silent_for_thirty_seconds() {
         .any(|s| s.event.reason() == Reason::StoreUnavailable);
     case.fired(format!("state {stopped} for 30 s, {steps} steps meanwhile"));
     thaw(server.pid());
-    case.recover();
+    case.went_on();
     let run = case.end();
     assert!(told, "the coordinator says that the store is away");
     assert_eq!((run.restarts, run.recomputed), (0, 0));
