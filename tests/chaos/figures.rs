@@ -56,7 +56,7 @@ fn step_time(run: &Cluster, from: Instant) -> f64 {
 }
 
 fn figures_of_a_hundred_kills() {
-    let setup = Setup::new(3, &["run.steps=1200", "checkpoint.every_steps=100"]);
+    let setup = Setup::new(3, &["run.steps=2000", "checkpoint.every_steps=100"]);
     let settings = setup.settings.clone();
     let mut case = Case::start("SIGKILL of a worker, again and again", setup);
     case.at(4, 3);
@@ -103,7 +103,7 @@ fn figures_of_a_hundred_kills() {
 }
 
 fn figures_of_coordinator_restarts() {
-    let setup = Setup::new(3, &["run.steps=400", "checkpoint.every_steps=100"]);
+    let setup = Setup::new(3, &["run.steps=600", "checkpoint.every_steps=100"]);
     let mut case = Case::start("SIGKILL of the coordinator, again and again", setup);
     case.at(4, 3);
     let mut stalls = Vec::new();
