@@ -185,12 +185,9 @@ pub fn quietly<T>(run: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// Runs something for every seed, on every processor; gives the results of each thread.
-pub fn on_all_cores<T: Send>(
-    seeds: std::ops::Range<u64>,
-    run: impl Fn(u64, &mut T) + Sync,
-) -> Vec<T>
+pub fn on_all_cores<T>(seeds: std::ops::Range<u64>, run: impl Fn(u64, &mut T) + Sync) -> Vec<T>
 where
-    T: Default,
+    T: Default + Send,
 {
     let next = AtomicU64::new(seeds.start);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
