@@ -392,10 +392,8 @@ impl Core {
             return fx;
         }
         let workers = self.workers.len();
-        let routine = matches!(
-            event,
-            Event::Message(_, up::Body::Heartbeat(_) | up::Body::Ready(_))
-        );
+        let beat = matches!(event, Event::Message(_, up::Body::Heartbeat(_)));
+        let ready = matches!(event, Event::Message(_, up::Body::Ready(_)));
         match event {
             Event::Hello(session, hello) => self.hello(now, session, hello, &mut fx),
             Event::Message(session, body) => {
@@ -431,7 +429,8 @@ impl Core {
         // With ten thousand workers most events are heartbeats and readiness of some: they leave their
         // record and decide nothing, and looking at everybody for each would cost their number squared.
         let lost = self.workers.len() != workers;
-        if !routine || lost || self.ready.len() >= self.members.len() {
+        let waits = beat || ready && self.ready.len() < self.members.len();
+        if lost || !waits {
             self.advance(now, &mut fx);
             self.say_store_waits(&mut fx);
             self.check_invariants();
