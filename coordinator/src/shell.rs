@@ -261,6 +261,11 @@ impl Shell {
                 }
             }
             Effect::Send(session, body) => self.send(session, body),
+            Effect::SendAll(sessions, body) => {
+                for session in sessions {
+                    self.send(session, (*body).clone());
+                }
+            }
             Effect::Close(session) => {
                 self.outboxes.remove(&session);
             }
