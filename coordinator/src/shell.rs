@@ -255,7 +255,10 @@ impl Shell {
 
     async fn execute(&mut self, effect: Effect) {
         match effect {
-            Effect::Journal { .. } | Effect::StoreData(_) | Effect::StoreResult { .. } => {
+            Effect::Journal { .. }
+            | Effect::StoreData(_)
+            | Effect::StoreEvaluation(_)
+            | Effect::StoreResult { .. } => {
                 if self.writes.send(effect).await.is_err() {
                     tracing::debug!("the writing task has ended and said why");
                 }
@@ -275,7 +278,6 @@ impl Shell {
                 receipts,
                 parts,
             } => self.store(Job::Checkpoint(step, receipts, parts)).await,
-            Effect::StoreEvaluation(evaluated) => self.store(Job::Evaluation(evaluated)).await,
             Effect::Emit(event) => {
                 if !event.notice.is_empty() {
                     tracing::info!(

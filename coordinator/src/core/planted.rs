@@ -20,8 +20,6 @@ pub enum Planted {
     ManifestEarly,
     /// Receipts that workers kept are forgotten at a change of leader.
     ForgetsReceipts,
-    /// A step is committed while a newcomer copies the state before it.
-    LeavesNewcomers,
 }
 
 impl Core {

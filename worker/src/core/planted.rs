@@ -6,11 +6,9 @@ use super::Core;
 /// One bug of the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Planted {
-    /// Coordinators of lower terms are obeyed.
-    ObeysOldLeaders,
     /// Gradients are kept when their step was applied.
     KeepsPartials,
-    /// The outcome of an aborted exchange counts.
+    /// The outcome of an earlier exchange counts.
     TakesOldSums,
     /// What was computed before a quarantine is kept under it.
     KeepsLostShards,
