@@ -256,6 +256,11 @@ impl World {
             E::SendAll(..) => {}
             E::Close(session) => self.close(session),
             E::Emit(event) => self.watched(*event),
+            E::ReadReceipts(steps) => panic!("all receipts are known, also of {steps:?}"),
+            E::StepDown { term } => {
+                self.say(|| format!("coordinator {lead} heard of term {term}"));
+                self.kill_lead(lead);
+            }
             E::Finish { success, reason } => {
                 self.say(|| format!("END success {success}: {reason}"));
                 self.outcome = Some((success, reason));

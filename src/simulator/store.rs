@@ -131,6 +131,7 @@ impl Store {
     pub(super) fn durable(&self, entry: &Entry) -> lead::Durable {
         lead::Durable {
             entry: entry.seq,
+            receipts_from: 0,
             generation: entry.generation,
             committed: entry.committed,
             horizon: entry.horizon,
