@@ -124,6 +124,11 @@ impl Core {
             for (id, lost) in survivors.iter().zip(missing.chunks(share)) {
                 held.entry(*id).or_default().extend(lost);
             }
+            if self.has(Planted::LanesTwice)
+                && let Some(last) = survivors.last()
+            {
+                held.entry(*last).or_default().extend(&missing);
+            }
         }
         let nodes = |lanes: &BTreeSet<u32>| lanes::maximal_nodes(self.s.lanes, lanes);
         held.iter().map(|(id, lanes)| (*id, nodes(lanes))).collect()

@@ -31,7 +31,9 @@ impl Core {
         if let Some(pending) = self.pending.take() {
             self.phase = Phase::Applying;
             self.applying_digest = Some(pending.digest);
-            self.partials.clear();
+            if !self.has(Planted::KeepsPartials) {
+                self.partials.clear();
+            }
             effects.push(Effect::Apply {
                 step: pending.step,
                 sum: pending.sum,
