@@ -257,7 +257,9 @@ impl World {
                 self.report_later(worker, up::Body::Exported(exported));
             }
             E::Exit { success, reason } => {
-                hold(success, NOBODY_EXITS, || {
+                // Told that the run ended for a lost shard, by a coordinator that died saying so.
+                let told = reason.contains("restore");
+                hold(success || told, NOBODY_EXITS, || {
                     format!("worker {worker} gave up: {reason}")
                 });
                 self.kill_worker(worker);

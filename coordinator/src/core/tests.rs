@@ -180,7 +180,10 @@ fn a_commit_waits_for_a_newcomers_copy_but_not_for_ever() {
     core.apply(1011, Event::Message(100, beat));
     let effects = core.apply(1011, Event::Tick);
     let said = sent(&effects, 100);
-    assert!(said.iter().any(|body| matches!(body, down::Body::Commit(_))));
+    assert!(
+        said.iter()
+            .any(|body| matches!(body, down::Body::Commit(_)))
+    );
 }
 
 #[test]
