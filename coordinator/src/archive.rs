@@ -20,8 +20,7 @@ use crate::journal::{self, Entry};
 use crate::persist::{Persist, Told};
 use crate::{identity, ledger};
 
-/// Writes that may wait: the core has one checkpoint, one batch of receipts and a few evaluations
-/// under way.
+/// Writes that may wait: the core has one checkpoint, one batch of receipts under way.
 const JOBS_MAX: usize = 64;
 /// How the run ended, relative to its root; its existence says that it did.
 pub const RESULT_FILE: &str = "result.json";
@@ -32,8 +31,6 @@ pub enum Job {
     Receipts(Vec<v1::StepRecord>),
     /// A checkpoint: step, receipts that come before it, parts.
     Checkpoint(u64, Vec<v1::StepRecord>, Vec<v1::PartStored>),
-    /// An evaluation.
-    Evaluation(v1::Evaluated),
     /// Nothing to write: receipts of these steps are wanted.
     Read(Range<u64>),
 }
@@ -76,7 +73,6 @@ fn named(job: &Job) -> String {
     match job {
         Job::Receipts(_) => "the ledger".into(),
         Job::Checkpoint(step, ..) => format!("the checkpoint of step {step}"),
-        Job::Evaluation(evaluated) => format!("the evaluation of step {}", evaluated.step),
         Job::Read(_) => "the ledger's receipts".into(),
     }
 }
@@ -88,7 +84,7 @@ fn durable(job: &Job) -> Option<Event> {
             below: last.step + 1,
         }),
         Job::Checkpoint(step, ..) => Some(Event::CheckpointDurable { step: *step }),
-        Job::Evaluation(_) | Job::Read(_) => None,
+        Job::Read(_) => None,
     }
 }
 
@@ -121,7 +117,6 @@ impl Archive {
             Job::Checkpoint(step, receipts, parts) => {
                 put_checkpoint(root, &self.run_id, *step, receipts, parts).await
             }
-            Job::Evaluation(evaluated) => put_evaluation(root, evaluated).await,
             Job::Read(_) => Ok(None),
         };
         written.map_err(|e| CoordinatorError::store(format!("cannot write {}", named(job)), e))
@@ -149,9 +144,22 @@ async fn put_checkpoint(
     create_or_equal(root, &manifest_file(step), &manifest).await
 }
 
-async fn put_evaluation(root: &Root, e: &v1::Evaluated) -> Result<Option<String>, StoreError> {
-    let file = format!("metrics/evaluation-{:09}.json", e.step);
-    create_or_equal(root, &file, &evaluation_json(e)).await
+/// Where an evaluation lies, relative to the run's root.
+pub fn evaluation_file(e: &v1::Evaluated) -> String {
+    format!("metrics/evaluation-{:09}.json", e.step)
+}
+
+/// Keeps an evaluation; says what differs from what stands there.
+///
+/// # Errors
+/// [`CoordinatorError::Store`].
+pub async fn put_evaluation(
+    root: &Root,
+    e: &v1::Evaluated,
+) -> Result<Option<String>, CoordinatorError> {
+    let file = evaluation_file(e);
+    let put = create_or_equal(root, &file, &evaluation_json(e)).await;
+    put.map_err(|e| CoordinatorError::store(format!("cannot write {file}"), e))
 }
 
 async fn create_or_equal(

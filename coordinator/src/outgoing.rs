@@ -61,7 +61,8 @@ impl Outgoing {
 pub fn is_barrier(effect: &Effect) -> bool {
     match effect {
         Effect::Journal { ahead, .. } => !ahead,
-        Effect::StoreData(_) | Effect::StoreResult { .. } => true,
+        // The first is of a state that no later term can judge again once a step was committed.
+        Effect::StoreData(_) | Effect::StoreEvaluation(_) | Effect::StoreResult { .. } => true,
         _ => false,
     }
 }

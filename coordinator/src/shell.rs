@@ -285,7 +285,10 @@ impl Shell {
 
     async fn execute(&mut self, effect: Effect) {
         match effect {
-            Effect::Journal { .. } | Effect::StoreData(_) | Effect::StoreResult { .. } => {
+            Effect::Journal { .. }
+            | Effect::StoreData(_)
+            | Effect::StoreEvaluation(_)
+            | Effect::StoreResult { .. } => {
                 if self.writes.send(effect).await.is_err() {
                     tracing::debug!("the writing task has ended and said why");
                 }
@@ -306,7 +309,6 @@ impl Shell {
                 parts,
             } => self.store(Job::Checkpoint(step, receipts, parts)).await,
             Effect::ReadReceipts(steps) => self.store(Job::Read(steps)).await,
-            Effect::StoreEvaluation(evaluated) => self.store(Job::Evaluation(evaluated)).await,
             Effect::Emit(event) => {
                 if !event.notice.is_empty() {
                     tracing::info!(

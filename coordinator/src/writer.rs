@@ -76,6 +76,12 @@ impl Writer {
                 self.persist.until_done(identity::DATA_FILE, put).await?;
                 None
             }
+            Effect::StoreEvaluation(evaluated) => {
+                let what = archive::evaluation_file(&evaluated);
+                let put = || archive::put_evaluation(&root, &evaluated);
+                let differs = self.persist.until_done(&what, put).await?;
+                differs.map(|how| Event::StoreDiffers { what, how })
+            }
             Effect::StoreResult {
                 exported,
                 last,

@@ -105,6 +105,27 @@ pub fn maximal_nodes(lanes: u32, held: &BTreeSet<u32>) -> Vec<LaneRange> {
     nodes
 }
 
+/// The same of lanes without a gap, without looking at each of them.
+pub fn range_nodes(lanes: u32, range: &Range<u32>) -> Vec<LaneRange> {
+    fn walk(node: LaneRange, held: LaneRange, out: &mut Vec<LaneRange>) {
+        if held.contains(node) {
+            out.push(node);
+        } else if node.start < held.end
+            && held.start < node.end
+            && let Some((left, right)) = node.children()
+        {
+            walk(left, held, out);
+            walk(right, held, out);
+        }
+    }
+    let (start, end) = (range.start, range.end);
+    let mut nodes = Vec::new();
+    if start < end && lanes > 0 {
+        walk(root(lanes), LaneRange { start, end }, &mut nodes);
+    }
+    nodes
+}
+
 /// Checks that `nodes` are nodes of the tree and tile `0..lanes` with no gap and no overlap.
 ///
 /// # Errors
@@ -160,7 +181,7 @@ pub fn cut(lanes: u32, speeds: &[f64], nodes_max: u32) -> Vec<Range<u32>> {
 /// The ideal edge, unless it leaves the range before it with too many nodes; then the nearest edge
 /// that does not.
 fn best_edge(lanes: u32, low: u32, ideal: u32, high: u32, nodes_max: u32) -> u32 {
-    let nodes = |edge: u32| maximal_nodes(lanes, &(low - 1..edge).collect()).len() as u32;
+    let nodes = |edge: u32| range_nodes(lanes, &(low - 1..edge)).len() as u32;
     let near = |distance: u32| [ideal.checked_sub(distance), ideal.checked_add(distance)];
     let mut candidates = (0..=high - low).flat_map(near).flatten();
     let fits = candidates.find(|edge| (low..=high).contains(edge) && nodes(*edge) <= nodes_max);
@@ -213,6 +234,13 @@ mod tests {
                     prop_assert!((parent.start..parent.end).any(|l| !held.contains(&l)));
                 }
             }
+        }
+
+        #[test]
+        fn nodes_of_a_range_are_those_of_its_lanes(lanes in 0u32..200, a in 0u32..220, b in 0u32..220) {
+            let range = a.min(b)..a.max(b);
+            let held = range.clone().collect();
+            prop_assert_eq!(range_nodes(lanes, &range), maximal_nodes(lanes, &held));
         }
 
         #[test]

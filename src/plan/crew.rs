@@ -2,7 +2,7 @@
 //! how long a step then takes.
 
 use belfry_configs::{Transport, ValidConfig, Wire};
-use belfry_proto::lanes::{cut, maximal_nodes};
+use belfry_proto::lanes::{cut, range_nodes};
 use serde::Serialize;
 
 /// Bits of a gigabit.
@@ -51,7 +51,7 @@ impl Crew {
         let most = busy.iter().copied().max().unwrap_or(0);
         let nodes = ranges
             .iter()
-            .map(|range| maximal_nodes(lanes, &range.clone().collect()).len() as u64);
+            .map(|range| range_nodes(lanes, range).len() as u64);
         let nodes: Vec<u64> = nodes.collect();
         let nodes_max = nodes.iter().copied().max().unwrap_or(0);
         let (exchange, exchange_all) = exchange(config, &nodes, gradient_bytes);

@@ -132,7 +132,7 @@ fn draw(
         .axis_desc_style((FONT, 14))
         .label_style((FONT, 13))
         .disable_x_mesh()
-        .x_labels(0)
+        .x_label_formatter(&|_| String::new())
         .y_labels(11)
         .y_label_formatter(&|y| format!("{y:.0}"))
         .light_line_style(TRANSPARENT)

@@ -7,30 +7,27 @@ use serde::Serialize;
 use super::scenario::Scenario;
 
 /// Looks at the world per undisturbed step: how exactly a commit's time is known.
-const LOOKS_PER_STEP: u64 = 40;
-/// A step that takes so much longer than an undisturbed one stalled.
-const STALL: f64 = 1.25;
-
+const LOOKS_PER_STEP: f64 = 400.0;
 /// Where the time that no step used went, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Losses {
     /// Until the first commit.
-    pub start: u64,
+    pub start: f64,
     /// Commits of steps that had been committed before.
-    pub again: u64,
+    pub again: f64,
     /// Steps during which a coordinator took over.
-    pub coordinator: u64,
+    pub coordinator: f64,
     /// Steps during which a membership changed: repair, copies, connections.
-    pub generations: u64,
+    pub generations: f64,
     /// Steps in which fewer workers had more lanes each.
-    pub slower: u64,
+    pub slower: f64,
     /// After the last commit.
-    pub end: u64,
+    pub end: f64,
 }
 
 impl Losses {
     /// Names and times, the largest first.
-    pub fn ranked(&self) -> Vec<(&'static str, u64)> {
+    pub fn ranked(&self) -> Vec<(&'static str, f64)> {
         let mut all = vec![
             ("start until the first commit", self.start),
             ("steps computed again", self.again),
@@ -39,7 +36,7 @@ impl Losses {
             ("more lanes for fewer workers", self.slower),
             ("the unfinished last step", self.end),
         ];
-        all.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+        all.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         all
     }
 
@@ -54,16 +51,17 @@ impl Losses {
 }
 
 /// See the module.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub counts: Counts,
     pub losses: Losses,
-    /// Time beyond an undisturbed step of each step that stalled, in milliseconds, ascending.
+    /// Time beyond an undisturbed step of each step that a change of membership or of coordinator
+    /// stalled, in milliseconds, ascending.
     pub stalls: Vec<u64>,
     /// Milliseconds that were simulated.
     pub millis: u64,
     /// Milliseconds of an undisturbed step.
-    pub step_ms: u64,
+    pub step_ms: f64,
 }
 
 /// What was known at a commit.
@@ -98,8 +96,8 @@ impl Outcome {
         let mut world = World::new(seed, scenario.setup.clone(), scenario.costs.clone());
         world.silent = true;
         world.fail_at_random(scenario.mtbf);
-        let step_ms = scenario.step_ms.max(1);
-        let slice = (step_ms / LOOKS_PER_STEP).max(1);
+        let step_ms = scenario.step_ms;
+        let slice = ((step_ms / LOOKS_PER_STEP) as u64).max(1);
         let mut outcome = Outcome {
             counts: Counts::default(),
             losses: Losses::default(),
@@ -123,7 +121,7 @@ impl Outcome {
                 progress(now);
             }
         }
-        outcome.losses.end = now - before.at;
+        outcome.losses.end = (now - before.at) as f64;
         outcome.counts = world.counts.clone();
         Ok(outcome)
     }
@@ -131,7 +129,8 @@ impl Outcome {
     /// The time since the last commit: a step, and what was lost.
     fn account(&mut self, before: Seen, seen: Seen) {
         let new = seen.steps - before.steps;
-        let excess = (seen.at - before.at).saturating_sub(new * self.step_ms);
+        // Where fewer lanes were to be computed again a step is shorter: sums may fall.
+        let excess = (seen.at - before.at) as f64 - new as f64 * self.step_ms;
         let losses = &mut self.losses;
         match before {
             Seen {
@@ -140,10 +139,14 @@ impl Outcome {
             _ if seen.again > before.again => losses.again += excess,
             _ if seen.terms > before.terms => losses.coordinator += excess,
             _ if seen.generations > before.generations => losses.generations += excess,
-            _ => losses.slower += excess,
+            _ => {
+                losses.slower += excess;
+                return;
+            }
         }
         let began = before.steps > 0 || before.again > 0;
-        if began && excess as f64 > (STALL - 1.0) * self.step_ms as f64 {
+        if began && excess >= 1.0 {
+            let excess = excess as u64;
             let place = self.stalls.partition_point(|stall| *stall < excess);
             self.stalls.insert(place, excess);
         }
@@ -151,7 +154,7 @@ impl Outcome {
 
     /// Time of undisturbed steps over all time.
     pub fn goodput(&self) -> f64 {
-        (self.counts.steps * self.step_ms) as f64 / self.millis as f64
+        self.counts.steps as f64 * self.step_ms / self.millis as f64
     }
 
     /// Lanes computed that no step needed.

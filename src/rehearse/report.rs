@@ -94,7 +94,7 @@ impl Rehearsal {
                 cluster.bandwidth, cluster.store_bandwidth
             ),
         );
-        let step = duration(scenario.step_ms as f64 / 1e3);
+        let step = duration(scenario.step_ms / 1e3);
         line(
             &mut text,
             "a step",
@@ -143,7 +143,7 @@ impl Rehearsal {
         );
         let (steps, lost) = (self.config.run.steps as f64, all.goodput());
         if lost > 0.0 {
-            let undisturbed = steps * self.scenario.step_ms as f64 / 1e3;
+            let undisturbed = steps * self.scenario.step_ms / 1e3;
             line(
                 text,
                 "the run",
@@ -184,8 +184,8 @@ impl Rehearsal {
     fn losses(&self, text: &mut String, all: &Outcome) {
         text.push_str("\nwhere the rest of the time went\n");
         for (what, millis) in all.losses.ranked() {
-            let share = percent(millis as f64 / all.millis as f64);
-            let time = duration(millis as f64 / 1e3 / self.outcomes.len() as f64);
+            let share = percent(millis.max(0.0) / all.millis as f64);
+            let time = duration(millis.max(0.0) / 1e3 / self.outcomes.len() as f64);
             let _ = writeln!(text, "  {what:<34}{share:>8}  {time} a run");
         }
     }
@@ -257,7 +257,7 @@ impl Rehearsal {
             "mtbf_worker_seconds": self.scenario.mtbf.worker_ms as f64 / 1e3,
             "mtbf_coordinator_seconds": self.scenario.mtbf.coordinator_ms as f64 / 1e3,
             "restart_seconds": self.cluster.restart.0, "lane": self.lane,
-            "step_seconds": self.scenario.step_ms as f64 / 1e3, "seed": self.seed,
+            "step_seconds": self.scenario.step_ms / 1e3, "seed": self.seed,
             "goodput": all.goodput(), "cost_requests_dollars": bill.requests,
             "cost_storage_dollars": bill.storage,
             "runs": self.outcomes.iter().map(of_run).collect::<Vec<_>>(),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use belfry_configs::{Timeouts, ValidConfig};
-use belfry_simulator::{Costs, Mtbf, Setup, Span};
+use belfry_simulator::{Costs, Mtbf, Setup, Span, World};
 
 use crate::plan::{Crew, Footprint};
 
@@ -21,6 +21,11 @@ const HEARTBEATS_APART: u64 = 4;
 const RESTART_SPREAD: f64 = 0.25;
 /// More steps than any rehearsal reaches: it ends by its time.
 const STEPS: u64 = 1 << 40;
+/// Steps by which the undisturbed one is measured, and looks at the world in each.
+const UNDISTURBED: u64 = 64;
+const UNDISTURBED_LOOKS: u64 = 1_000;
+/// By then the first step has begun, whatever the network.
+const START_MS: u64 = 36_000_000;
 /// As `belfry coordinator` journals.
 const HORIZON_STEPS: u64 = 64;
 
@@ -75,8 +80,8 @@ pub struct Scenario {
     pub mtbf: Mtbf,
     /// Simulated milliseconds.
     pub millis: u64,
-    /// An undisturbed step of all workers.
-    pub step_ms: u64,
+    /// Milliseconds of an undisturbed step of all workers, as simulated.
+    pub step_ms: f64,
 }
 
 /// What the cluster is like.
@@ -133,13 +138,31 @@ impl Scenario {
             ..Costs::default()
         };
         Scenario {
-            step_ms: costs.step_ms(&setup, workers),
+            step_ms: undisturbed(&setup, &costs),
             millis: length.millis(),
             setup,
             costs,
             mtbf,
         }
     }
+}
+
+/// The mean time of a step in a world without failures.
+fn undisturbed(setup: &Setup, costs: &Costs) -> f64 {
+    let expected = costs.step_ms(setup, setup.workers).max(1);
+    let look = (expected / UNDISTURBED_LOOKS).max(1);
+    let mut world = World::new(0, setup.clone(), costs.clone());
+    world.silent = true;
+    let mut now = 0;
+    let mut reach = |steps| {
+        while world.counts.steps < steps && now < 20 * UNDISTURBED * expected + START_MS {
+            now += look;
+            world.run(now);
+        }
+        now
+    };
+    let first = reach(1);
+    (reach(1 + UNDISTURBED) - first) as f64 / UNDISTURBED as f64
 }
 
 /// The gradient whose exchange over a single tree node per worker moves what the busiest moves.

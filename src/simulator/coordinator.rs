@@ -76,7 +76,7 @@ impl World {
         let own_clock = self.now - self.leads[lead].started_at;
         let pause = Lease::pause(millis(self.setup.timeouts.lease));
         let mut free = false;
-        if self.store.answers(self.now) {
+        if self.store.answers(self.now) && self.store.hears(self.now, lead) {
             self.counts.request(Request::JournalList, 1);
             let newest = self.store.newest();
             let own = newest.is_none_or(|e| e.lead == lead);
@@ -128,8 +128,13 @@ impl World {
         let durable = self.store.durable(&entry);
         self.say(|| format!("coordinator {lead} leads term {}", entry.term));
         let own_clock = self.now - self.leads[lead].started_at;
+        let planted = self.setup.planted.lead;
         let leader = &mut self.leads[lead];
-        leader.core = Some(Box::new(lead::Core::new(own_clock, settings, durable)));
+        let core = lead::Core::new(own_clock, settings, durable);
+        leader.core = Some(Box::new(match planted {
+            Some(bug) => core.planted(bug),
+            None => core,
+        }));
         leader.last = Some(entry);
         let life = leader.life;
         self.after(0, Happening::Tick(lead, life));
@@ -176,7 +181,7 @@ impl World {
 
     fn execute_all(&mut self, lead: usize, effects: Vec<lead::Effect>) {
         let life = self.leads[lead].life;
-        for effect in effects {
+        for effect in effects.into_iter().flat_map(one_by_one) {
             if !self.lead_lives(lead, life) || self.outcome.is_some() {
                 return;
             }
@@ -247,12 +252,8 @@ impl World {
                 self.check_said(lead, &body);
                 self.send_down(session, body);
             }
-            E::SendAll(sessions, body) => {
-                self.check_said(lead, &body);
-                for session in sessions {
-                    self.send_down(session, (*body).clone());
-                }
-            }
+            // Said one by one.
+            E::SendAll(..) => {}
             E::Close(session) => self.close(session),
             E::Emit(event) => self.watched(*event),
             E::ReadReceipts(steps) => panic!("all receipts are known, also of {steps:?}"),
@@ -351,7 +352,7 @@ impl World {
                 }
                 self.tell_lead(lead, lead::Event::Journaled { seq });
             }
-            Write::Data(_) | Write::Result(_) => self.settled(lead),
+            Write::Data(_) | Write::Evaluation(_) | Write::Result(_) => self.settled(lead),
             Write::Receipts(receipts) => {
                 let below = receipts.last().map_or(0, |r| r.step + 1);
                 self.tell_lead(lead, lead::Event::ReceiptsDurable { below });
@@ -359,12 +360,22 @@ impl World {
             Write::Checkpoint { step, .. } => {
                 self.tell_lead(lead, lead::Event::CheckpointDurable { step });
             }
-            Write::Evaluation(_) => {}
         }
     }
 
     fn settled(&mut self, lead: usize) {
         let leaving = self.leads[lead].outgoing.settled();
         self.execute_all(lead, leaving);
+    }
+}
+
+/// What is said to several is said to one after the other: a process may die between them.
+fn one_by_one(effect: lead::Effect) -> Vec<lead::Effect> {
+    match effect {
+        lead::Effect::SendAll(sessions, body) => sessions
+            .into_iter()
+            .map(|session| lead::Effect::Send(session, (*body).clone()))
+            .collect(),
+        other => vec![other],
     }
 }

@@ -46,6 +46,8 @@ pub enum Fault {
     LateOutcome(usize, u64),
     /// A shard stays unreadable from now on: for this worker, or for all.
     LoseShard(Option<usize>, u32),
+    /// The object store does not answer this coordinator, for so long.
+    StoreCut(usize, u64),
     /// The object store answers nothing but errors, for so long.
     StoreOutage(u64),
     /// It is so many times slower, for so long.
@@ -80,6 +82,7 @@ impl Fault {
             Fault::LateOutcome(..) => "outcome late",
             Fault::LoseShard(Some(_), _) => "shard lost to a worker",
             Fault::LoseShard(None, _) => "shard lost to all",
+            Fault::StoreCut(..) => "coordinator without store",
             Fault::StoreOutage(_) => "store down",
             Fault::StoreSlow(..) => "store slow",
             Fault::StoreErrors(_) => "store errors",
@@ -201,6 +204,10 @@ impl World {
                 self.workers[worker].core.is_some()
             }
             Fault::LoseShard(whose, shard) => self.lost_shards.insert((whose, shard)),
+            Fault::StoreCut(lead, time) => {
+                self.store.cut.insert(lead, now + time);
+                self.leads[lead].up
+            }
             Fault::StoreOutage(time) => {
                 self.store.down_until = now + time;
                 true

@@ -23,5 +23,7 @@ mod world;
 pub use arithmetic::SHARDS;
 pub use counts::{Counts, Request};
 pub use faults::{Fault, Mtbf, Process};
+#[doc(hidden)]
+pub use setup::Plants;
 pub use setup::{Costs, Setup, Span};
 pub use world::World;

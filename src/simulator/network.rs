@@ -96,19 +96,25 @@ impl World {
         let Some(session) = self.sessions.get(&number) else {
             return;
         };
-        let (worker, lead) = (session.worker, session.lead);
+        let (worker, lead, open) = (session.worker, session.lead, session.open);
         let (w, c) = (Process::Worker(worker), Process::Coordinator(lead));
         let worker_away = self.workers[worker].paused_until > self.now;
         let lead_away =
             self.leads[lead].paused_until > self.now || !self.lead_lives(lead, session.lead_life);
         let parted = self.network.parted(self.now, w, c);
         let worker_has = self.workers[worker].session == Some(number);
-        if !worker_away && worker_has && (parted || lead_away || !session.open) {
+        let frozen = worker_away || self.leads[lead].paused_until > self.now;
+        if frozen {
+            // Whoever is frozen notices when it goes on.
+            self.doubt(&[number]);
+        }
+        if !worker_away && worker_has && (parted || lead_away || !open) {
             self.drop_worker_end(worker);
         }
         if !lead_away && (parted || worker_away || !worker_has) {
             self.gone(number);
         }
+        self.forget_session(number);
     }
 
     pub(super) fn connect(&mut self, worker: usize, life: u64) {
@@ -136,13 +142,26 @@ impl World {
         self.tell_worker(worker, work::Event::LinkUp);
     }
 
-    /// The coordinator that the journal names, if it leads and answers.
-    fn reachable_leader(&self, worker: usize) -> Option<usize> {
-        let lead = self.store.newest()?.lead;
-        let there = self.leads[lead].is_leading() && self.leads[lead].paused_until <= self.now;
-        let (w, c) = (Process::Worker(worker), Process::Coordinator(lead));
-        let reachable = there && !self.network.parted(self.now, w, c);
-        reachable.then_some(lead)
+    /// A coordinator that leads and answers: the one that the journal names, or, where what a worker
+    /// has read is old, one before it that does not know yet that it leads no more.
+    fn reachable_leader(&mut self, worker: usize) -> Option<usize> {
+        let named = self.store.newest()?.lead;
+        let w = Process::Worker(worker);
+        let reachable = |lead: &usize| {
+            let there =
+                self.leads[*lead].is_leading() && self.leads[*lead].paused_until <= self.now;
+            there
+                && !self
+                    .network
+                    .parted(self.now, w, Process::Coordinator(*lead))
+        };
+        let old = (0..self.leads.len()).filter(|lead| *lead != named);
+        let old = old.filter(reachable).next();
+        let named = Some(named).filter(reachable);
+        match old {
+            Some(_) if self.below(2) == 0 => old,
+            _ => named,
+        }
     }
 
     /// The worker's end of its session ends; the coordinator hears of it when it hears of it.

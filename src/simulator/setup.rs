@@ -36,6 +36,17 @@ pub struct Setup {
     pub horizon_steps: u64,
     /// Whether the run evaluates.
     pub evaluates: bool,
+    /// Bugs that a test of the simulator plants.
+    #[doc(hidden)]
+    pub planted: Plants,
+}
+
+/// At most one bug for each side; none in a run.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plants {
+    pub lead: Option<belfry_coordinator::core::Planted>,
+    pub worker: Option<belfry_worker::core::Planted>,
 }
 
 impl Setup {
@@ -56,6 +67,7 @@ impl Setup {
             quarantine_shards_max: 0,
             horizon_steps: 64,
             evaluates: true,
+            planted: Plants::default(),
         }
     }
 

@@ -51,7 +51,7 @@ pub(super) enum Write {
 impl Write {
     /// Written in the order of the journal; others by the archive.
     pub(super) fn is_of_journal(&self) -> bool {
-        matches!(self, Write::Entry(..) | Write::Data(_) | Write::Result(_))
+        !matches!(self, Write::Receipts(_) | Write::Checkpoint { .. })
     }
 
     pub(super) fn what(&self) -> &'static str {
@@ -77,6 +77,8 @@ pub(super) struct Store {
     /// Parts by step and number, with their hashes: of the last checkpoints.
     pub(super) parts: BTreeMap<(u64, u32), String>,
     pub(super) result: Option<v1::Exported>,
+    /// Coordinators that it does not answer, until then.
+    pub(super) cut: BTreeMap<usize, u64>,
     pub(super) down_until: u64,
     pub(super) slow: (u64, u64),
     pub(super) errors: u32,
@@ -120,6 +122,11 @@ impl Store {
         self.down_until <= now
     }
 
+    /// Whether a coordinator's requests reach it.
+    pub(super) fn hears(&self, now: u64, lead: usize) -> bool {
+        self.cut.get(&lead).is_none_or(|until| *until <= now)
+    }
+
     /// What a new leader reads, under its own entry.
     pub(super) fn durable(&self, entry: &Entry) -> lead::Durable {
         lead::Durable {
@@ -155,7 +162,10 @@ impl World {
     }
 
     pub(super) fn lands(&mut self, lead: usize, life: u64, mut write: Box<Write>) {
-        let fate = self.store.fate(self.now);
+        let fate = match self.store.hears(self.now, lead) {
+            true => self.store.fate(self.now),
+            false => Fate::Failed,
+        };
         let answer = match fate {
             Fate::Failed => Answer::Error,
             Fate::Done => self.do_write(lead, life, &mut write),

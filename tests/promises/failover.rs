@@ -278,7 +278,7 @@ fn a_coordinator_that_is_started_again_stalls_the_run_for_a_moment() {
     let _alone = alone();
     let folder = tempfile::tempdir().expect("a folder");
     let run = Run::in_folder(folder.path());
-    let mut child = run.start(2, &["--set", STEPS]);
+    let child = run.start(2, &["--set", STEPS]);
     let root = folder.path().join("run");
     let mut stalls = Vec::new();
     for term in 2..5 {

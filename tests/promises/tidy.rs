@@ -169,3 +169,29 @@ fn a_file_is_one_idea_and_says_which() {
         assert!(lines <= LINES_MAX, "{name} has {lines} lines; split it");
     }
 }
+
+/// Bugs that the simulator's test plants stay in the cores and in that test.
+#[test]
+fn no_shell_plants_a_bug() {
+    let homes = [
+        "coordinator/src/core/",
+        "worker/src/core/",
+        "src/simulator/",
+        "tests/sim/",
+        "tests/promises/tidy.rs",
+    ];
+    let mut files = Vec::new();
+    sources(house(), &mut files);
+    let mut planted = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("is text");
+        let name = file.strip_prefix(house()).expect("is inside");
+        let plants = ["Planted", "Plants", ".planted"]
+            .iter()
+            .any(|word| text.contains(word));
+        let home = homes.iter().any(|home| name.starts_with(home));
+        assert!(!plants || home, "{} knows of planted bugs", name.display());
+        planted += usize::from(plants);
+    }
+    assert!(planted > 2, "the bugs have moved: look for them elsewhere");
+}

@@ -56,6 +56,9 @@ impl Case {
             let at = dice.below(FAULTS_UNTIL_MS);
             faults.push((at, fault(&mut dice, &setup)));
         }
+        if setup.coordinators > 1 && dice.below(4) == 0 {
+            faults.extend(overslept(&mut dice, &setup));
+        }
         Case {
             seed,
             setup,
@@ -106,6 +109,25 @@ fn finish(world: &mut World) {
     world.check_end();
 }
 
+/// A leader sleeps, or loses the store, until another leads, and does not know it yet; meanwhile
+/// workers look for a leader, now and again.
+fn overslept(dice: &mut World, setup: &Setup) -> Vec<(u64, Fault)> {
+    let at = 300 + dice.below(FAULTS_UNTIL_MS - 1_500);
+    let mut faults = match dice.below(3) {
+        0 => vec![
+            (at, Fault::Pause(Process::Coordinator(0), 700)),
+            (at + 700, Fault::StoreSlow(20, 1_500)),
+        ],
+        _ => vec![(at, Fault::StoreCut(0, 2_500))],
+    };
+    for _ in 0..2 + dice.below(8) {
+        let worker = dice.below(setup.workers as u64) as usize;
+        let cut = at + 600 + dice.below(1_600);
+        faults.push((cut, Fault::CutSession(worker)));
+    }
+    faults
+}
+
 fn processes(dice: &mut World, workers: usize) -> Vec<Process> {
     let all = (0..workers).map(Process::Worker);
     let some = all.filter(|_| dice.below(3) == 0);
@@ -118,7 +140,7 @@ fn fault(dice: &mut World, setup: &Setup) -> Fault {
     let lead = dice.below(setup.coordinators as u64) as usize;
     let time = dice.below(FAULTS_UNTIL_MS);
     let (one, leader) = (Process::Worker(worker), Process::Coordinator(lead));
-    match dice.below(28) {
+    match dice.below(29) {
         0 | 1 => Fault::Kill(one),
         2 | 3 => Fault::Kill(leader),
         4 => Fault::KillMidway(one, dice.below(4) as u32),
@@ -151,6 +173,7 @@ fn fault(dice: &mut World, setup: &Setup) -> Fault {
             dice.below(SHARDS.into()) as u32
         }),
         25 => Fault::StoreOutage(time),
+        27 => Fault::StoreCut(lead, time),
         26 => Fault::StoreSlow(2 + dice.below(20), time),
         _ => match dice.below(2) {
             0 => Fault::StoreErrors(1 + dice.below(6) as u32),
@@ -185,12 +208,9 @@ pub fn quietly<T>(run: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// Runs something for every seed, on every processor; gives the results of each thread.
-pub fn on_all_cores<T: Send>(
-    seeds: std::ops::Range<u64>,
-    run: impl Fn(u64, &mut T) + Sync,
-) -> Vec<T>
+pub fn on_all_cores<T>(seeds: std::ops::Range<u64>, run: impl Fn(u64, &mut T) + Sync) -> Vec<T>
 where
-    T: Default,
+    T: Default + Send,
 {
     let next = AtomicU64::new(seeds.start);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

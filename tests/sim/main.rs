@@ -6,6 +6,8 @@
 //! runs so many, from `BELFRY_FIRST_SEED=…` on.
 
 mod cases;
+mod planted;
+mod regressions;
 
 use std::time::{Duration, Instant};
 

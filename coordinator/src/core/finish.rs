@@ -23,6 +23,7 @@ impl Core {
 
     pub(super) fn take_evaluated(
         &mut self,
+        now: Millis,
         id: u64,
         evaluated: v1::Evaluated,
         fx: &mut Vec<Effect>,
@@ -38,6 +39,11 @@ impl Core {
         let step = evaluated.step;
         self.durable.evaluations.insert(step, evaluated.clone());
         fx.push(Effect::StoreEvaluation(evaluated.clone()));
+        if step == 0 {
+            // The first state is soon gone. Whoever leads after this entry has read its evaluation;
+            // who led no more when it was kept commits nothing behind it.
+            self.write_down(now, false, fx);
+        }
         self.emit(|e| e.evaluated = Some(evaluated), fx);
     }
 

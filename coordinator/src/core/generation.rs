@@ -41,10 +41,8 @@ impl Core {
             self.s.nodes_max,
         );
         self.lanes_next = self.members.iter().copied().zip(cut).collect();
-        let nodes = |(id, range): (&u64, &Range<u32>)| {
-            let lanes = range.clone().collect();
-            (*id, lanes::maximal_nodes(self.s.lanes, &lanes))
-        };
+        let nodes =
+            |(id, range): (&u64, &Range<u32>)| (*id, lanes::range_nodes(self.s.lanes, range));
         self.nodes_next = self.lanes_next.iter().map(nodes).collect();
         self.nodes_now = self.assign(&old);
         self.generation += 1;
@@ -125,6 +123,11 @@ impl Core {
             let share = missing.len().div_ceil(survivors.len());
             for (id, lost) in survivors.iter().zip(missing.chunks(share)) {
                 held.entry(*id).or_default().extend(lost);
+            }
+            if self.has(Planted::LanesTwice)
+                && let Some(last) = survivors.last()
+            {
+                held.entry(*last).or_default().extend(&missing);
             }
         }
         let nodes = |lanes: &BTreeSet<u32>| lanes::maximal_nodes(self.s.lanes, lanes);

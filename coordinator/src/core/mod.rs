@@ -11,6 +11,7 @@ mod generation;
 mod links;
 mod measured;
 mod membership;
+mod planted;
 mod quarantine;
 mod receipt;
 mod step;
@@ -28,6 +29,8 @@ pub use checkpoint::{RECEIPTS_KEPT, manifest_file, without_lanes};
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
 use measured::{Measured, RoundTrips, millis};
+#[doc(hidden)]
+pub use planted::Planted;
 pub use receipt::LANE_DIGEST_BYTES;
 use store::Written;
 
@@ -193,7 +196,7 @@ pub enum Effect {
     },
     /// Read these receipts from the ledger; answered by [`Event::ReceiptsRead`].
     ReadReceipts(Range<u64>),
-    /// Keep an evaluation.
+    /// Keep an evaluation; what follows waits for it.
     StoreEvaluation(v1::Evaluated),
     /// Write down how the run ended; what follows waits for it.
     StoreResult {
@@ -314,6 +317,7 @@ pub struct Core {
     receipts_durable: u64,
     storing_receipts: bool,
     waiting_for: String,
+    planted: Option<Planted>,
 }
 
 impl Core {
@@ -352,6 +356,7 @@ impl Core {
             receipts_durable,
             storing_receipts: false,
             waiting_for: String::new(),
+            planted: None,
             s: settings,
             durable,
         }
@@ -392,10 +397,8 @@ impl Core {
             return fx;
         }
         let workers = self.workers.len();
-        let routine = matches!(
-            event,
-            Event::Message(_, up::Body::Heartbeat(_) | up::Body::Ready(_))
-        );
+        let beat = matches!(event, Event::Message(_, up::Body::Heartbeat(_)));
+        let ready = matches!(event, Event::Message(_, up::Body::Ready(_)));
         match event {
             Event::Hello(session, hello) => self.hello(now, session, hello, &mut fx),
             Event::Message(session, body) => {
@@ -431,7 +434,8 @@ impl Core {
         // With ten thousand workers most events are heartbeats and readiness of some: they leave their
         // record and decide nothing, and looking at everybody for each would cost their number squared.
         let lost = self.workers.len() != workers;
-        if !routine || lost || self.ready.len() >= self.members.len() {
+        let waits = beat || ready && self.ready.len() < self.members.len();
+        if lost || !waits {
             self.advance(now, &mut fx);
             self.say_store_waits(&mut fx);
             self.check_invariants();
@@ -476,7 +480,7 @@ impl Core {
             up::Body::Unreadable(report) => self.take_unreadable(now, id, report, fx),
             up::Body::StateReady(ready) => self.state_ready(now, id, ready, fx),
             up::Body::PartStored(part) => self.part_stored(part, fx),
-            up::Body::Evaluated(evaluated) => self.take_evaluated(id, evaluated, fx),
+            up::Body::Evaluated(evaluated) => self.take_evaluated(now, id, evaluated, fx),
             up::Body::Exported(exported) => self.take_exported(id, exported, fx),
             up::Body::LinkId(link_id) => self.take_link_id(now, id, link_id, fx),
             up::Body::Leaving(leaving) => {

@@ -8,7 +8,7 @@ const TROUBLES_MAX: u32 = 3;
 impl Core {
     pub(super) fn take_ready(&mut self, id: u64, ready: v1::Ready) {
         let fenced = ready.term == self.s.term
-            && ready.generation == self.generation
+            && (ready.generation == self.generation || self.has(Planted::OldReady))
             && ready.step == self.committed;
         if fenced && self.phase == Phase::Training && self.is_member(id) {
             if let Some(worker) = self.workers.get_mut(&id) {
@@ -40,7 +40,9 @@ impl Core {
         if self.settle_trouble(now, fx) || self.settle_links(now, fx) || !self.evaluate_first(fx) {
             return;
         }
-        if self.members.iter().all(|id| self.ready.contains_key(id)) {
+        let early = usize::from(self.has(Planted::CommitsEarly));
+        let mut awaited = self.members.iter().rev().skip(early);
+        if awaited.all(|id| self.ready.contains_key(id)) {
             self.agree(now, fx);
         }
     }

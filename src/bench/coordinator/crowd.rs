@@ -206,7 +206,7 @@ impl Crowd {
                 .collect(),
         };
         let mut committed = BTreeSet::new();
-        let mut entries = 0;
+        let (mut entries, mut below) = (0, None);
         for effect in effects {
             match effect {
                 Effect::Send(session, body) => {
@@ -223,6 +223,9 @@ impl Crowd {
                     }
                 },
                 Effect::Journal { .. } => entries += 1,
+                Effect::StoreReceipts(receipts) => {
+                    below = receipts.last().map(|receipt| receipt.step + 1);
+                }
                 Effect::Finish { reason, .. } => return Err(reason),
                 _ => {}
             }
@@ -240,6 +243,9 @@ impl Crowd {
             self.entry += 1;
             let seq = self.entry;
             self.tell("journaled", Event::Journaled { seq })?;
+        }
+        if let Some(below) = below {
+            self.tell("receipts durable", Event::ReceiptsDurable { below })?;
         }
         Ok(())
     }

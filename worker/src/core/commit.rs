@@ -31,7 +31,9 @@ impl Core {
         if let Some(pending) = self.pending.take() {
             self.phase = Phase::Applying;
             self.applying_digest = Some(pending.digest);
-            self.partials.clear();
+            if !self.has(Planted::KeepsPartials) {
+                self.partials.clear();
+            }
             effects.push(Effect::Apply {
                 step: pending.step,
                 sum: pending.sum,
@@ -62,8 +64,8 @@ impl Core {
         {
             m.step = step + 1;
             for member in &mut m.members {
-                let held = (member.lanes_start..member.lanes_end).collect();
-                let nodes = lanes::maximal_nodes(self.me.lanes, &held);
+                let range = member.lanes_start..member.lanes_end;
+                let nodes = lanes::range_nodes(self.me.lanes, &range);
                 member.nodes_now = nodes.into_iter().map(Into::into).collect();
             }
             m.nodes_now = m.members[m.rank]

@@ -72,7 +72,7 @@ impl Core {
     fn take_quarantine(&mut self, told: &[v1::Shard], effects: &mut Vec<Effect>) {
         let before = self.quarantine_at(self.applied);
         self.quarantine = told.iter().cloned().collect();
-        if self.quarantine_at(self.applied) == before {
+        if self.quarantine_at(self.applied) == before || self.has(Planted::KeepsLostShards) {
             return;
         }
         self.partials.clear();

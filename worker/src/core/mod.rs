@@ -22,9 +22,12 @@ mod commit;
 mod generation;
 mod lanes_of_step;
 mod links;
+mod planted;
 
 pub use links::Linked;
 use links::Links;
+#[doc(hidden)]
+pub use planted::Planted;
 
 /// Messages that may wait while an update is being applied.
 const DEFERRED_MAX: usize = 64;
@@ -268,6 +271,7 @@ pub struct Core {
     request: u64,
     /// The process was asked to stop.
     leaving: bool,
+    planted: Option<Planted>,
 }
 
 impl Core {
@@ -294,6 +298,7 @@ impl Core {
             hello_due: false,
             request: 0,
             leaving: false,
+            planted: None,
         }
     }
 
@@ -543,7 +548,8 @@ impl Core {
     }
 
     fn exchanging(&self, generation: u64, step: u64) -> bool {
-        self.phase == Phase::Reducing && generation == self.generation && step == self.applied
+        let current = generation == self.generation && step == self.applied;
+        self.phase == Phase::Reducing && (current || self.has(Planted::TakesOldSums))
     }
 
     fn reduced(&mut self, sum: Vec<f32>, digest: Digest, finite: bool, fx: &mut Vec<Effect>) {
