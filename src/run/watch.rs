@@ -51,7 +51,9 @@ async fn connect(
     let endpoint = Endpoint::from_shared(format!("http://{}", address.trim())).ok()?;
     let endpoint = endpoint
         .http2_keep_alive_interval(silence / 2)
-        .keep_alive_timeout(silence / 2);
+        .keep_alive_timeout(silence / 2)
+        // A stream that only listens counts as idle.
+        .keep_alive_while_idle(true);
     let channel = endpoint.connect().await.ok()?;
     let request = WatchRequest { from_step };
     let stream = CoordinatorClient::new(channel).watch(request).await.ok()?;

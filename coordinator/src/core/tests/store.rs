@@ -214,7 +214,7 @@ fn older_receipts_are_read_when_an_older_checkpoint_is_all_there_is() {
         step,
         ..Default::default()
     };
-    let mut durable = Durable {
+    let durable = Durable {
         manifests: [4, 9].into(),
         receipts_from: 7,
         receipts: (7..9).map(|s| (s, receipt(s))).collect(),
@@ -222,7 +222,7 @@ fn older_receipts_are_read_when_an_older_checkpoint_is_all_there_is() {
     };
     let mut s = settings(1);
     s.steps_total = 20;
-    let mut core = Core::new(0, s, std::mem::take(&mut durable));
+    let mut core = Core::new(0, s, durable);
     core.apply(0, Event::Hello(100, hello(0)));
     let failed = v1::StateReady {
         step: 9,
