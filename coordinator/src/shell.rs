@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use belfry_configs::{Transport, ValidConfig};
+use belfry_configs::{NonFinite, Transport, ValidConfig};
 use belfry_proto::v1::coordinator_server::CoordinatorServer;
 use belfry_proto::v1::{self, CoordinatorMessage, coordinator_message as down};
 use sha2::{Digest as _, Sha256};
@@ -111,7 +111,7 @@ pub async fn serve(
     tokio::pin!(shutdown);
     let outcome = loop {
         let event = tokio::select! {
-            Some(message) = messages.recv() => match shell.register(message) {
+            Some(message) = messages.recv() => match shell.register(begun.elapsed().as_millis() as u64, message) {
                 Some(event) => event,
                 None => continue,
             },
@@ -155,6 +155,9 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         pairs_per_lane: u64::from(config.batch.global_batch / config.batch.lanes),
         steps_total: config.run.steps,
         min_workers: config.cluster.min_workers as usize,
+        max_workers: config.cluster.max_workers as usize,
+        spares: config.cluster.spares as usize,
+        skip_non_finite: config.optim.non_finite == NonFinite::Skip,
         expected_workers: expected as usize,
         timeouts: config.cluster.timeouts(),
         checkpoint_every: config.checkpoint.every_steps,
@@ -184,7 +187,7 @@ struct Shell {
 
 impl Shell {
     /// Keeps the way to a worker; answers watchers.
-    fn register(&mut self, message: FromRpc) -> Option<Event> {
+    fn register(&mut self, now: u64, message: FromRpc) -> Option<Event> {
         match message {
             FromRpc::Hello(session, hello, outbox) => {
                 self.outboxes.insert(session, outbox);
@@ -194,6 +197,11 @@ impl Shell {
             FromRpc::Gone(session) => {
                 self.outboxes.remove(&session);
                 Some(Event::Gone(session))
+            }
+            FromRpc::Status(answer) => {
+                // Whoever does not wait any more needs no answer.
+                let _ = answer.send(self.core.report(now));
+                None
             }
             FromRpc::Watch(from_step, answer) => {
                 let status = self.core.status();
@@ -234,6 +242,11 @@ impl Shell {
             }
             Effect::StoreData(data) => identity::put(&self.root, &data).await?,
             Effect::Send(session, body) => self.send(session, body),
+            Effect::SendAll(sessions, body) => {
+                for session in sessions {
+                    self.send(session, (*body).clone());
+                }
+            }
             Effect::Close(session) => {
                 self.outboxes.remove(&session);
             }

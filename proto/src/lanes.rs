@@ -105,6 +105,31 @@ pub fn maximal_nodes(lanes: u32, held: &BTreeSet<u32>) -> Vec<LaneRange> {
     nodes
 }
 
+/// The fewest nodes that tile exactly the lanes of `range`, ascending: at most twice the tree's
+/// height, whatever the range.
+pub fn range_nodes(lanes: u32, range: Range<u32>) -> Vec<LaneRange> {
+    fn walk(node: LaneRange, range: LaneRange, out: &mut Vec<LaneRange>) {
+        if range.end <= node.start || node.end <= range.start {
+            return;
+        }
+        if range.contains(node) {
+            out.push(node);
+        } else if let Some((left, right)) = node.children() {
+            walk(left, range, out);
+            walk(right, range, out);
+        }
+    }
+    let mut nodes = Vec::new();
+    if !range.is_empty() && lanes > 0 {
+        let range = LaneRange {
+            start: range.start,
+            end: range.end,
+        };
+        walk(root(lanes), range, &mut nodes);
+    }
+    nodes
+}
+
 /// Checks that `nodes` are nodes of the tree and tile `0..lanes` with no gap and no overlap.
 ///
 /// # Errors
@@ -160,11 +185,13 @@ pub fn cut(lanes: u32, speeds: &[f64], nodes_max: u32) -> Vec<Range<u32>> {
 /// The ideal edge, unless it leaves the range before it with too many nodes; then the nearest edge
 /// that does not.
 fn best_edge(lanes: u32, low: u32, ideal: u32, high: u32, nodes_max: u32) -> u32 {
-    let nodes = |edge: u32| maximal_nodes(lanes, &(low - 1..edge).collect()).len() as u32;
-    let mut candidates: Vec<u32> = (low..=high).collect();
-    candidates.sort_by_key(|edge| (edge.abs_diff(ideal), *edge));
-    let fits = candidates.iter().find(|edge| nodes(**edge) <= nodes_max);
-    fits.copied().unwrap_or(ideal)
+    let fits = |edge: &u32| {
+        let inside = (low..=high).contains(edge);
+        inside && range_nodes(lanes, low - 1..*edge).len() as u32 <= nodes_max
+    };
+    let farthest = (ideal - low).max(high - ideal);
+    let mut nearest = (0..=farthest).flat_map(|far| [ideal.saturating_sub(far), ideal + far]);
+    nearest.find(fits).unwrap_or(ideal)
 }
 
 #[cfg(test)]
@@ -213,6 +240,13 @@ mod tests {
                     prop_assert!((parent.start..parent.end).any(|l| !held.contains(&l)));
                 }
             }
+        }
+
+        #[test]
+        fn a_range_has_the_nodes_of_its_lanes(lanes in 1u32..200, a in 0u32..200, b in 0u32..200) {
+            let range = a.min(b).min(lanes)..a.max(b).min(lanes);
+            let held = range.clone().collect();
+            prop_assert_eq!(range_nodes(lanes, range), maximal_nodes(lanes, &held));
         }
 
         #[test]

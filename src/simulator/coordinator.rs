@@ -16,6 +16,9 @@ impl World {
             pairs_per_lane: 1,
             steps_total: self.sizes.steps,
             min_workers: 1,
+            max_workers: 0,
+            spares: 2,
+            skip_non_finite: false,
             expected_workers: self.sizes.workers,
             timeouts: self.sizes.timeouts(),
             checkpoint_every: self.sizes.checkpoint_every,
@@ -71,6 +74,11 @@ impl World {
                     session_state.down_at = (session_state.down_at + 1).max(self.now + delay);
                     let delay = session_state.down_at - self.now;
                     self.after(delay, Happening::Down(session, body));
+                }
+            }
+            E::SendAll(sessions, body) => {
+                for session in sessions {
+                    self.lead(E::Send(session, (*body).clone()));
                 }
             }
             E::Close(session) => {

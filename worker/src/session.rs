@@ -79,6 +79,11 @@ pub async fn run(
                     shell.pulse.echoed(echo.number);
                     continue;
                 }
+                Event::Message(down::Body::Wait(wait)) => {
+                    let seconds = wait.for_ms as f64 / 1000.0;
+                    tracing::info!(why = wait.why, seconds, "nothing to do for this worker yet");
+                    continue;
+                }
                 event => event,
             },
             arrival = arrived.recv() => {
@@ -229,7 +234,8 @@ impl Shell {
                 step,
                 sum,
                 snapshot_parts,
-            } => self.apply(step, sum, snapshot_parts)?,
+                skip,
+            } => self.apply(step, (!skip).then_some(sum), snapshot_parts)?,
             Effect::Load { step, manifest } => self.load(step, manifest),
             Effect::Copy { step, sources } => self.copy(step, sources),
             Effect::StoreParts { step, parts } => {
@@ -343,10 +349,11 @@ impl Shell {
         Ok(Some(late))
     }
 
+    /// Without a sum the step only counts.
     fn apply(
         &mut self,
         step: u64,
-        sum: Arc<Vec<f32>>,
+        sum: Option<Arc<Vec<f32>>>,
         snapshot_parts: Vec<u32>,
     ) -> Result<(), WorkerError> {
         let state = self.state_of(step)?;
@@ -357,7 +364,10 @@ impl Shell {
         self.staging.clear();
         let updated = tokio::task::block_in_place(move || {
             let mut state = state;
-            HeldState::update(&mut state, &optimizer, &sum);
+            match sum {
+                Some(sum) => HeldState::update(&mut state, &optimizer, &sum),
+                None => HeldState::skip(&mut state),
+            }
             state
         });
         self.hold(&updated);

@@ -8,11 +8,16 @@
 mod checkpoint;
 mod finish;
 mod generation;
+mod hang;
 mod links;
+mod loss;
 mod measured;
 mod membership;
 mod quarantine;
 mod receipt;
+mod report;
+mod roster;
+mod speed;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,10 +29,15 @@ use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
 use checkpoint::OpenCheckpoint;
 pub use checkpoint::{manifest_file, without_lanes};
+use hang::Told;
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
+use loss::Loss;
 use measured::{Measured, RoundTrips, millis};
 pub use receipt::LANE_DIGEST_BYTES;
+use report::Decided;
+use roster::Departures;
+use speed::Speed;
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Millis = u64;
@@ -45,8 +55,14 @@ pub struct Settings {
     pub pairs_per_lane: u64,
     /// Optimizer updates in total.
     pub steps_total: u64,
-    /// Below this the run waits.
+    /// Below this no step is committed.
     pub min_workers: usize,
+    /// So many get lanes at most; 0: as many as there are lanes.
+    pub max_workers: usize,
+    /// Beyond them, so many follow without lanes.
+    pub spares: usize,
+    /// A gradient that is not finite is not applied and the run goes on; otherwise it ends.
+    pub skip_non_finite: bool,
     /// So many are expected; gathering ends early when they are there.
     pub expected_workers: usize,
     /// Every time by which the run decides, before anything was measured.
@@ -122,6 +138,8 @@ pub enum Event {
         /// Whether what is stored differs from this run's, which ends it.
         alarm: bool,
     },
+    /// Finish the open step, write a checkpoint and end.
+    Drain,
     /// Time passed.
     Tick,
 }
@@ -146,6 +164,8 @@ pub enum Effect {
     StoreData(Vec<v1::Dataset>),
     /// Say this in a session.
     Send(u64, down::Body),
+    /// Say the same in several sessions.
+    SendAll(Vec<u64>, Box<down::Body>),
     /// End a session.
     Close(u64),
     /// Put receipts into the ledger; answered by [`Event::ReceiptsDurable`].
@@ -206,7 +226,14 @@ struct Worker {
     fingerprint: String,
     device: v1::Device,
     last_seen: Millis,
+    /// What was said then.
+    last_said: &'static str,
+    /// Its last heartbeat.
+    beat: v1::Heartbeat,
     round_trips: RoundTrips,
+    speed: Speed,
+    /// What it was told that it waits for.
+    waits_for: String,
     applied: Option<u64>,
     applied_digest: Option<Digest>,
     pending_digest: Option<Digest>,
@@ -237,8 +264,28 @@ pub struct Core {
     phase: Phase,
     workers: BTreeMap<u64, Worker>,
     generation: u64,
+    /// Of the event that is being applied.
+    now: Millis,
     last_tick: Millis,
     measured: Measured,
+    /// Workers by session.
+    sessions: BTreeMap<u64, u64>,
+    departures: BTreeMap<u64, Departures>,
+    /// Who may take part may have changed.
+    look: bool,
+    /// A ready came that was not looked at.
+    heard_ready: bool,
+    /// When the open step, or its generation, began.
+    step_since: Millis,
+    /// Whether every member's nodes of the open step are those of its range.
+    settled: bool,
+    /// Steps committed since lanes were cut.
+    steps_of_cut: u64,
+    /// The run ends here for now: its last step, or the end of the step in which it was asked to.
+    stop_at: u64,
+    decided_lately: VecDeque<Decided>,
+    /// The last step of which it was said that it hangs.
+    hang_told: Told,
     /// Loads and copies asked for in this term.
     requests: u64,
     /// Committed updates: the open step.
@@ -281,8 +328,19 @@ impl Core {
             phase: Phase::Gathering { since: now },
             workers: BTreeMap::new(),
             generation: durable.generation,
+            now,
             last_tick: now,
             measured: Measured::default(),
+            sessions: BTreeMap::new(),
+            departures: BTreeMap::new(),
+            look: true,
+            heard_ready: false,
+            step_since: now,
+            settled: false,
+            steps_of_cut: 0,
+            stop_at: settings.steps_total,
+            decided_lately: VecDeque::new(),
+            hang_told: Told::default(),
             requests: 0,
             committed: 0,
             decided: durable.committed.max(receipts_durable),
@@ -316,6 +374,7 @@ impl Core {
         let phase = match self.phase {
             Phase::Gathering { .. } => "gathering",
             Phase::Loading { .. } => "loading",
+            Phase::Training | Phase::Finishing if self.is_draining() => "draining",
             Phase::Training => "training",
             Phase::Finishing => "finishing",
             Phase::Over => "finished",
@@ -343,6 +402,14 @@ impl Core {
         if self.phase == Phase::Over {
             return fx;
         }
+        self.now = now;
+        self.look |= !matches!(
+            event,
+            Event::Message(
+                _,
+                up::Body::Heartbeat(_) | up::Body::Ready(_) | up::Body::Applied(_)
+            )
+        );
         match event {
             Event::Hello(session, hello) => self.hello(now, session, hello, &mut fx),
             Event::Message(session, body) => {
@@ -352,7 +419,7 @@ impl Core {
             }
             Event::Gone(session) => {
                 if let Some(id) = self.by_session(session) {
-                    self.lose(now, id, "its connection closed", &mut fx);
+                    self.lose(now, id, Loss::Closed, &mut fx);
                 }
             }
             Event::ReceiptsDurable { below } => {
@@ -378,19 +445,29 @@ impl Core {
                     self.notice(Reason::StoreUnavailable, text, &mut fx);
                 }
             }
+            Event::Drain => self.drain(&mut fx),
             Event::Tick => {
                 self.silence(now, &mut fx);
                 self.measure_round_trips(&mut fx);
+                self.say_hang(&mut fx);
             }
         }
         self.advance(now, &mut fx);
+        self.remember_decisions(&fx);
         self.check_invariants();
         fx
     }
 
     /// Does what the facts allow.
     fn advance(&mut self, now: Millis, fx: &mut Vec<Effect>) {
+        if self.look && !matches!(self.phase, Phase::Training) {
+            self.look = false;
+            self.tell_waiting(fx);
+        }
         match &self.phase {
+            Phase::Gathering { .. } | Phase::Loading { .. } if self.is_draining() => {
+                self.end_drained(fx);
+            }
             Phase::Gathering { since } => self.advance_gathering(*since, now, fx),
             Phase::Loading { .. } => self.advance_loading(now, fx),
             Phase::Training => self.advance_training(now, fx),
@@ -404,6 +481,7 @@ impl Core {
             return;
         };
         worker.last_seen = now;
+        worker.last_said = report::name(&body);
         match body {
             up::Body::Hello(_) | up::Body::Applied(_) => {}
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
@@ -424,7 +502,7 @@ impl Core {
             up::Body::LinkId(link_id) => self.take_link_id(now, id, link_id, fx),
             up::Body::Leaving(leaving) => {
                 worker.leaving = true;
-                let text = format!("worker {id} leaves: {}", leaving.reason);
+                let text = format!("worker {id} leaves after its step: {}", leaving.reason);
                 self.about(id, Reason::WorkerLeaving, text, fx);
             }
             up::Body::Fatal(fatal) => self.fail(format!("worker {id}: {}", fatal.error), fx),
@@ -437,27 +515,43 @@ impl Core {
     /// When it does not: going on would commit something wrong.
     fn check_invariants(&self) {
         if self.phase == Phase::Training {
-            let nodes = self.nodes_now.values().flatten().copied();
-            let tiled = lanes::tiles_exactly(self.s.lanes, nodes);
-            assert!(tiled.is_ok(), "step {}: {tiled:?}", self.committed);
             assert!(
-                self.committed < self.s.steps_total,
+                self.committed < self.stop_at,
                 "training beyond the last step"
             );
-            let known = self.members.iter().all(|m| self.workers.contains_key(m));
-            assert!(known, "a member without a session");
+            assert!(self.ready.len() <= self.members.len(), "a ready of nobody");
         }
         let fenced = self
             .ready
-            .values()
-            .all(|r| r.step == self.committed && r.generation == self.generation);
+            .first_key_value()
+            .is_none_or(|(_, r)| r.step == self.committed && r.generation == self.generation);
         assert!(fenced, "a ready of another step or generation is kept");
-        let sessions: BTreeSet<u64> = self.workers.values().map(|w| w.session).collect();
         assert_eq!(
-            sessions.len(),
+            self.sessions.len(),
             self.workers.len(),
             "two workers in one session"
         );
+    }
+
+    /// What must hold whenever members or their lanes change.
+    ///
+    /// # Panics
+    /// As [`Core::check_invariants`].
+    fn check_assignment(&self) {
+        let nodes = self.nodes_now.values().flatten().copied();
+        let tiled = lanes::tiles_exactly(self.s.lanes, nodes);
+        assert!(tiled.is_ok(), "step {}: {tiled:?}", self.committed);
+        let known = self.members.iter().all(|m| self.workers.contains_key(m));
+        assert!(known, "a member without a session");
+        assert!(self.members.is_sorted(), "ranks follow ids");
+    }
+
+    /// A worker's session is no session of the run any more.
+    fn forget(&mut self, id: u64) {
+        if let Some(worker) = self.workers.remove(&id) {
+            self.sessions.remove(&worker.session);
+        }
+        self.look = true;
     }
 
     fn emit(&self, fill: impl FnOnce(&mut v1::RunEvent), fx: &mut Vec<Effect>) {
@@ -495,6 +589,20 @@ impl Core {
     fn send(&self, id: u64, body: down::Body, fx: &mut Vec<Effect>) {
         if let Some(worker) = self.workers.get(&id) {
             fx.push(Effect::Send(worker.session, body));
+        }
+    }
+
+    /// The same to several workers.
+    fn send_all<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a u64>,
+        body: down::Body,
+        fx: &mut Vec<Effect>,
+    ) {
+        let sessions = ids.into_iter().filter_map(|id| self.workers.get(id));
+        let sessions: Vec<u64> = sessions.map(|w| w.session).collect();
+        if !sessions.is_empty() {
+            fx.push(Effect::SendAll(sessions, Box::new(body)));
         }
     }
 

@@ -10,38 +10,45 @@ impl Core {
         let fenced = ready.term == self.s.term
             && ready.generation == self.generation
             && ready.step == self.committed;
-        if fenced && self.phase == Phase::Training && self.members.contains(&id) {
+        if fenced && self.phase == Phase::Training && self.is_member(id) {
             if let Some(worker) = self.workers.get_mut(&id) {
+                worker.speed.add(ready.lanes.len(), ready.compute_seconds);
                 worker.pending_digest = Digest::from_bytes(&ready.sum_digest);
             }
+            self.heard_ready = true;
             self.ready.insert(id, ready);
         }
     }
 
     pub(super) fn advance_training(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let member = |id: &u64| self.members.contains(id);
-        // Somebody holds the open step's state and is no member yet, or a member leaves.
-        let joins = self
-            .workers
-            .iter()
-            .any(|(id, w)| !member(id) && self.eligible(w));
-        let leaves = self.ready.is_empty()
-            && self
-                .workers
-                .iter()
-                .any(|(id, w)| w.leaving && member(id) && self.members.len() > 1);
-        if joins || leaves {
-            self.open_generation(now, fx);
-            return;
+        let looks = std::mem::take(&mut self.look);
+        if looks {
+            if self.somebody_joins() {
+                self.open_generation(now, fx);
+                return;
+            }
+            self.copy_to_newcomers(now, fx);
+            self.store_waiting_receipts(fx);
+            self.tell_waiting(fx);
         }
-        self.copy_to_newcomers(now, fx);
-        self.store_waiting_receipts(fx);
         if self.settle_trouble(now, fx) || self.settle_links(now, fx) || !self.evaluate_first(fx) {
             return;
         }
-        if self.members.iter().all(|id| self.ready.contains_key(id)) {
+        let heard = std::mem::take(&mut self.heard_ready);
+        if self.ready.len() == self.members.len() && (heard || looks) {
             self.agree(now, fx);
         }
+    }
+
+    /// Somebody holds the open step's state, is no member yet, and there is room.
+    fn somebody_joins(&self) -> bool {
+        let room = self.members.len() < self.members_max();
+        let able = |id: u64, w: &Worker| !w.leaving && !self.is_member(id) && self.eligible(w);
+        let lacking = self.members.len() < self.s.min_workers;
+        room && self
+            .workers
+            .iter()
+            .any(|(id, w)| able(*id, w) && (lacking || !self.is_aside(*id)))
     }
 
     /// An exchange failed between workers that live: a new generation, and after several the
@@ -64,7 +71,7 @@ impl Core {
         if self.troubles > TROUBLES_MAX {
             self.troubles = 0;
             for id in accused {
-                self.remove(now, id, "its peers cannot reach it", fx);
+                self.remove(now, id, Loss::Unreachable, fx);
             }
         }
         // Removing a member has opened one already.
@@ -85,16 +92,29 @@ impl Core {
             self.expel_minority(now, &camps, fx);
             return;
         }
-        if let Some((id, _)) = self.ready.iter().find(|(_, r)| !r.finite) {
+        if self.members.len() < self.s.min_workers && !self.is_draining() {
+            let (here, min) = (self.members.len(), self.s.min_workers);
+            self.wait_for(
+                format!(
+                    "{here} of {min} workers are here; cluster.min_workers commits no step with fewer"
+                ),
+                fx,
+            );
+            return;
+        }
+        let odd = self.ready.iter().find(|(_, r)| !r.finite);
+        if let Some((id, _)) = odd.filter(|_| !self.s.skip_non_finite) {
             let text = format!(
                 "step {step}: the gradient is not finite (seen by worker {id}); lower \
-                 optim.learning_rate or look at this step's pairs in the ledger"
+                 optim.learning_rate, look at this step's pairs in the ledger, or set \
+                 optim.non_finite = \"skip\""
             );
             self.fail(text, fx);
             return;
         }
         let mut copying = self.workers.values().filter_map(|w| w.copying);
         if !copying.any(|c| c.step == step && now < c.until) {
+            self.wait_for(String::new(), fx);
             self.commit(now, fx);
         }
     }
@@ -117,7 +137,7 @@ impl Core {
         for id in &minority {
             let reason = text.clone();
             self.send(*id, down::Body::Refused(v1::Refused { reason }), fx);
-            self.workers.remove(id);
+            self.forget(*id);
             self.take_back(*id, fx);
         }
         let text = format!("{text} and are removed");
@@ -141,21 +161,30 @@ impl Core {
         }
         let first = self.ready.values().next();
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
-        let mut parts = self.snapshot_parts(step + 1, fx);
-        let last = step + 1 == self.s.steps_total;
-        for id in &self.members {
-            let commit = v1::Commit {
+        let parts = self.snapshot_parts(step + 1, fx);
+        let last = step + 1 == self.stop_at;
+        let commit = |snapshot_parts: Vec<u32>| {
+            down::Body::Commit(v1::Commit {
                 term: self.s.term,
                 generation: self.generation,
                 step,
                 sum_digest: digest.clone(),
-                snapshot_parts: parts.remove(id).unwrap_or_default(),
+                snapshot_parts,
                 last,
                 receipt: Some(receipt.clone()),
                 durable: self.receipts_durable,
-            };
-            self.send(*id, down::Body::Commit(commit), fx);
+            })
+        };
+        let others: Vec<u64> = self
+            .members
+            .iter()
+            .copied()
+            .filter(|id| !parts.contains_key(id))
+            .collect();
+        for (id, parts) in parts {
+            self.send(id, commit(parts), fx);
         }
+        self.send_all(&others, commit(Vec::new()), fx);
         self.committed = step + 1;
         self.decided = self.decided.max(self.committed);
         self.committed_digest = Digest::from_bytes(&digest);
@@ -168,14 +197,36 @@ impl Core {
                 worker.applied = Some(self.committed);
                 worker.pending_digest = None;
             }
-            let next = self.lanes_next[id].clone().collect();
-            self.nodes_now
-                .insert(*id, lanes::maximal_nodes(self.s.lanes, &next));
+        }
+        if !self.settled {
+            for (id, range) in &self.lanes_next {
+                let nodes = lanes::range_nodes(self.s.lanes, range.clone());
+                self.nodes_now.insert(*id, nodes);
+            }
+            self.check_assignment();
+            self.settled = true;
+        }
+        self.look = true;
+        if receipt.skipped {
+            let text = format!(
+                "step {step} is skipped: its gradient is not finite; parameters and moments stay"
+            );
+            self.notice(Reason::StepSkipped, text, fx);
         }
         self.receipts.insert(step, receipt.clone());
         self.emit(|e| e.committed = Some(receipt), fx);
         if last {
             self.phase = Phase::Finishing;
+            return;
+        }
+        let leaves = |id: &&u64| self.workers.get(id).is_some_and(|w| w.leaving);
+        let leaving = self.members.iter().filter(leaves).count();
+        if leaving > 0 && leaving < self.members.len() {
+            // Nothing is computed of the next step yet: whoever leaves has finished its own.
+            self.nodes_now.clear();
+            self.open_generation(now, fx);
+        } else {
+            self.move_lanes(now, fx);
         }
     }
 }

@@ -4,6 +4,8 @@ use super::*;
 
 mod quarantine;
 mod receipt;
+mod roster;
+mod scale;
 
 fn settings(workers: usize) -> Settings {
     Settings {
@@ -13,6 +15,9 @@ fn settings(workers: usize) -> Settings {
         pairs_per_lane: 1,
         steps_total: 3,
         min_workers: 1,
+        max_workers: 0,
+        spares: 2,
+        skip_non_finite: false,
         expected_workers: workers,
         timeouts: Timeouts::new(std::time::Duration::from_secs(1)),
         checkpoint_every: 10,
@@ -90,6 +95,7 @@ fn ended(effects: &[Effect]) -> Option<(bool, &str)> {
 fn sent<'a>(effects: &'a [Effect], session: u64) -> Vec<&'a down::Body> {
     let to = |e: &'a Effect| match e {
         Effect::Send(to, body) if *to == session => Some(body),
+        Effect::SendAll(to, body) if to.contains(&session) => Some(&**body),
         _ => None,
     };
     effects.iter().filter_map(to).collect()
@@ -174,7 +180,8 @@ fn a_commit_waits_for_a_newcomers_copy_but_not_for_ever() {
         phase: "ready".into(),
         ..Default::default()
     });
-    let effects = core.apply(1011, Event::Message(100, beat));
+    core.apply(1011, Event::Message(100, beat));
+    let effects = core.apply(1011, Event::Tick);
     assert!(matches!(sent(&effects, 100)[..], [down::Body::Commit(_)]));
 }
 

@@ -36,6 +36,7 @@ impl Core {
                 step: pending.step,
                 sum: pending.sum,
                 snapshot_parts,
+                skip: !pending.finite,
             });
         }
     }
