@@ -17,7 +17,7 @@ mod pack;
 mod reduce;
 mod run_file;
 mod step;
-mod table;
+pub mod table;
 mod timing;
 mod trace;
 mod worker;
@@ -26,6 +26,8 @@ use std::path::PathBuf;
 
 use belfry_configs::ValidConfig;
 use clap::{Args, Subcommand};
+
+pub use worker::Rehearsal;
 
 /// What is measured.
 #[derive(Subcommand)]
