@@ -27,6 +27,8 @@ pub enum FromRpc {
     Message(u64, up::Body),
     /// A session ended.
     Gone(u64),
+    /// Somebody asks that the run ends in good order.
+    Drain,
     /// Somebody asks how the run stands.
     Status(oneshot::Sender<v1::RunStatus>),
     /// A watcher asks for what it missed, from this step on.
@@ -114,6 +116,15 @@ impl Coordinator for Service {
         let status = status.await;
         let status = status.map_err(|_| Status::unavailable("the coordinator ends"))?;
         Ok(Response::new(status))
+    }
+
+    async fn drain(
+        &self,
+        _: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let asked = self.inbox.send(FromRpc::Drain).await;
+        asked.map_err(|_| Status::unavailable("the coordinator ends"))?;
+        Ok(Response::new(v1::DrainResponse {}))
     }
 
     async fn watch(

@@ -198,6 +198,7 @@ impl Shell {
                 self.outboxes.remove(&session);
                 Some(Event::Gone(session))
             }
+            FromRpc::Drain => Some(Event::Drain),
             FromRpc::Status(answer) => {
                 // Whoever does not wait any more needs no answer.
                 let _ = answer.send(self.core.report(now));

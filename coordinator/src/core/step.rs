@@ -145,6 +145,30 @@ impl Core {
         self.open_generation(now, fx);
     }
 
+    /// Tells every member; some are told to store parts of the next state too.
+    fn tell_commit(&mut self, receipt: &v1::StepRecord, digest: &[u8], fx: &mut Vec<Effect>) {
+        let step = receipt.step;
+        let parts = self.snapshot_parts(step + 1, fx);
+        let commit = |snapshot_parts: Vec<u32>| {
+            down::Body::Commit(v1::Commit {
+                term: self.s.term,
+                generation: self.generation,
+                step,
+                sum_digest: digest.to_vec(),
+                snapshot_parts,
+                last: step + 1 == self.stop_at,
+                receipt: Some(receipt.clone()),
+                durable: self.receipts_durable,
+            })
+        };
+        let others = self.members.iter().filter(|id| !parts.contains_key(id));
+        let others: Vec<u64> = others.copied().collect();
+        for (id, parts) in parts {
+            self.send(id, commit(parts), fx);
+        }
+        self.send_all(&others, commit(Vec::new()), fx);
+    }
+
     fn commit(&mut self, now: Millis, fx: &mut Vec<Effect>) {
         let step = self.committed;
         let receipt = match self.receipt() {
@@ -161,30 +185,8 @@ impl Core {
         }
         let first = self.ready.values().next();
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
-        let parts = self.snapshot_parts(step + 1, fx);
         let last = step + 1 == self.stop_at;
-        let commit = |snapshot_parts: Vec<u32>| {
-            down::Body::Commit(v1::Commit {
-                term: self.s.term,
-                generation: self.generation,
-                step,
-                sum_digest: digest.clone(),
-                snapshot_parts,
-                last,
-                receipt: Some(receipt.clone()),
-                durable: self.receipts_durable,
-            })
-        };
-        let others: Vec<u64> = self
-            .members
-            .iter()
-            .copied()
-            .filter(|id| !parts.contains_key(id))
-            .collect();
-        for (id, parts) in parts {
-            self.send(id, commit(parts), fx);
-        }
-        self.send_all(&others, commit(Vec::new()), fx);
+        self.tell_commit(&receipt, &digest, fx);
         self.committed = step + 1;
         self.decided = self.decided.max(self.committed);
         self.committed_digest = Digest::from_bytes(&digest);
