@@ -8,9 +8,13 @@ pub mod core;
 mod error;
 pub mod identity;
 pub mod journal;
+pub mod lease;
 pub mod ledger;
+pub mod outgoing;
+mod persist;
 mod rpc;
 mod shell;
+mod writer;
 
 pub use archive::{RESULT_FILE, checkpoints};
 pub use error::CoordinatorError;

@@ -42,7 +42,10 @@ impl Core {
         self.lanes_next = self.members.iter().map(|id| (*id, spare.clone())).collect();
         self.lanes_next.extend(holders.into_iter().zip(cut));
         self.steps_of_cut = 0;
-        self.settled = false;
+        let nodes = |(id, range): (&u64, &Range<u32>)| {
+            (*id, lanes::range_nodes(self.s.lanes, range.clone()))
+        };
+        self.nodes_next = self.lanes_next.iter().map(nodes).collect();
         self.nodes_now = self.assign(&old);
         self.check_assignment();
         self.generation += 1;
@@ -51,7 +54,7 @@ impl Core {
         let linked = self.choose_links(fx);
         self.await_ids(now, &linked);
         (self.links, self.groups) = (linked.links, linked.groups);
-        self.write_down(fx);
+        self.write_down(now, false, fx);
         let open = down::Body::OpenGeneration(self.announcement());
         self.send_all(&self.members, open, fx);
         for id in &self.members {
@@ -74,19 +77,6 @@ impl Core {
             (_, members) => format!("generation {} of {members} workers", self.generation),
         };
         self.notice(Reason::GenerationOpened, text, fx);
-    }
-
-    /// Journals what a next term must know.
-    pub(super) fn write_down(&mut self, fx: &mut Vec<Effect>) {
-        let horizon = self.committed + self.s.horizon_steps;
-        self.horizon = self.horizon.max(horizon.min(self.s.steps_total));
-        fx.push(Effect::Journal {
-            generation: self.generation,
-            committed: self.decided_below(),
-            horizon: self.horizon,
-            members: self.members.clone(),
-            quarantine: self.durable.quarantine.all().cloned().collect(),
-        });
     }
 
     fn announcement(&self) -> v1::OpenGeneration {

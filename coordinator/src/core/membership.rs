@@ -90,10 +90,7 @@ impl Core {
             idle: None,
             leaving: false,
         };
-        if let Some(old) = self.workers.insert(id, worker) {
-            self.sessions.remove(&old.session);
-        }
-        self.sessions.insert(session, id);
+        self.insert_worker(id, worker);
         self.send(id, down::Body::Welcome(self.welcome()), fx);
         if returns {
             self.returned(now, id, fx);
@@ -169,7 +166,8 @@ impl Core {
         beat: &v1::Heartbeat,
         fx: &mut Vec<Effect>,
     ) {
-        let member = self.phase == Phase::Training && self.is_member(id);
+        let heard = self.phase == Phase::Training && !self.unheard();
+        let member = heard && self.is_member(id);
         if beat.number > 0 {
             let number = beat.number;
             self.send(id, down::Body::Echo(v1::Echo { number }), fx);
@@ -214,7 +212,7 @@ impl Core {
             self.about(id, why.reason(), text, fx);
             self.count_departure(id, fx);
         }
-        self.forget(id);
+        self.remove_worker(id);
         self.take_back(id, fx);
         let Ok(place) = self.members.binary_search(&id) else {
             return;

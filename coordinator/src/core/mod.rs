@@ -19,6 +19,7 @@ mod report;
 mod roster;
 mod speed;
 mod step;
+mod store;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -38,6 +39,7 @@ pub use receipt::LANE_DIGEST_BYTES;
 use report::Decided;
 use roster::Departures;
 use speed::Speed;
+use store::Written;
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Millis = u64;
@@ -88,6 +90,8 @@ pub struct Settings {
 /// What earlier terms made durable.
 #[derive(Clone, Debug, Default)]
 pub struct Durable {
+    /// Number of the newest journal entry: the one that began this term.
+    pub entry: u64,
     /// Highest generation journaled.
     pub generation: u64,
     /// Updates that the journal takes for committed.
@@ -127,16 +131,29 @@ pub enum Event {
         /// Its step.
         step: u64,
     },
-    /// They could not be made so.
-    StoreFailed {
+    /// The oldest [`Effect::Journal`] that was not answered yet is durable.
+    Journaled {
+        /// The entry's number.
+        seq: u64,
+    },
+    /// Something cannot be written at the moment; it is tried until it can.
+    StoreAway {
+        /// What is being written.
+        what: String,
+        /// Why it cannot.
+        error: String,
+    },
+    /// It is written now.
+    StoreBack {
+        /// What was being written.
+        what: String,
+    },
+    /// What is stored differs from this run's, which ends it.
+    StoreDiffers {
         /// What was being stored.
         what: String,
-        /// The checkpoint's step, if it was one.
-        checkpoint: Option<u64>,
-        /// Why.
-        error: String,
-        /// Whether what is stored differs from this run's, which ends it.
-        alarm: bool,
+        /// How it differs.
+        how: String,
     },
     /// Finish the open step, write a checkpoint and end.
     Drain,
@@ -147,7 +164,8 @@ pub enum Event {
 /// Something to do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Write a journal entry; what follows waits for it.
+    /// Write a journal entry; answered by [`Event::Journaled`]. What follows waits for it, unless it
+    /// is written ahead of need.
     Journal {
         /// The generation from now on.
         generation: u64,
@@ -159,12 +177,15 @@ pub enum Effect {
         members: Vec<u64>,
         /// All shards under quarantine.
         quarantine: Vec<v1::Shard>,
+        /// Renews the leadership or the horizon before either is used up: nothing waits for it.
+        ahead: bool,
     },
     /// Write down what the run trains on; what follows waits for it.
     StoreData(Vec<v1::Dataset>),
     /// Say this in a session.
     Send(u64, down::Body),
-    /// Say the same in several sessions.
+    /// Say the same in all these sessions. One message, however many they are: what opens a
+    /// generation names every member, so a copy for each would be their number squared.
     SendAll(Vec<u64>, Box<down::Body>),
     /// End a session.
     Close(u64),
@@ -263,13 +284,13 @@ pub struct Core {
     durable: Durable,
     phase: Phase,
     workers: BTreeMap<u64, Worker>,
+    /// The worker of each session.
+    sessions: BTreeMap<u64, u64>,
     generation: u64,
     /// Of the event that is being applied.
     now: Millis,
     last_tick: Millis,
     measured: Measured,
-    /// Workers by session.
-    sessions: BTreeMap<u64, u64>,
     departures: BTreeMap<u64, Departures>,
     /// Who may take part may have changed.
     look: bool,
@@ -277,8 +298,6 @@ pub struct Core {
     heard_ready: bool,
     /// When the open step, or its generation, began.
     step_since: Millis,
-    /// Whether every member's nodes of the open step are those of its range.
-    settled: bool,
     /// Steps committed since lanes were cut.
     steps_of_cut: u64,
     /// The run ends here for now: its last step, or the end of the step in which it was asked to.
@@ -294,13 +313,15 @@ pub struct Core {
     decided: u64,
     /// Updates below this one may have been committed by earlier terms.
     unsure_below: u64,
-    /// No update at or beyond this one is committed before another journal entry.
-    horizon: u64,
+    /// Journal entries, and what else the store owes.
+    written: Written,
     /// Digest of the gradient committed last, if this term saw it.
     committed_digest: Option<Digest>,
     members: Vec<u64>,
     nodes_now: BTreeMap<u64, Vec<LaneRange>>,
     lanes_next: BTreeMap<u64, Range<u32>>,
+    /// The tree nodes of `lanes_next`.
+    nodes_next: BTreeMap<u64, Vec<LaneRange>>,
     ready: BTreeMap<u64, v1::Ready>,
     trouble: Option<(Millis, Vec<u64>)>,
     troubles: u32,
@@ -327,16 +348,15 @@ impl Core {
         Core {
             phase: Phase::Gathering { since: now },
             workers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             generation: durable.generation,
             now,
             last_tick: now,
             measured: Measured::default(),
-            sessions: BTreeMap::new(),
             departures: BTreeMap::new(),
             look: true,
             heard_ready: false,
             step_since: now,
-            settled: false,
             steps_of_cut: 0,
             stop_at: settings.steps_total,
             decided_lately: VecDeque::new(),
@@ -345,11 +365,12 @@ impl Core {
             committed: 0,
             decided: durable.committed.max(receipts_durable),
             unsure_below: durable.horizon,
-            horizon: durable.horizon,
+            written: Written::new(now, &durable),
             committed_digest: None,
             members: Vec::new(),
             nodes_now: BTreeMap::new(),
             lanes_next: BTreeMap::new(),
+            nodes_next: BTreeMap::new(),
             ready: BTreeMap::new(),
             trouble: None,
             troubles: 0,
@@ -385,7 +406,7 @@ impl Core {
             step: self.committed,
             steps_total: self.s.steps_total,
             phase: phase.into(),
-            waiting_for: self.waiting_for.clone(),
+            waiting_for: self.waits().to_owned(),
             workers: self.workers.len() as u32,
             ..Default::default()
         }
@@ -400,16 +421,19 @@ impl Core {
     pub fn apply(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         let mut fx = Vec::new();
         if self.phase == Phase::Over {
+            // The result is being written: that it cannot be is still said.
+            self.hear_store(now, event, &mut fx);
             return fx;
         }
         self.now = now;
-        self.look |= !matches!(
+        let routine = matches!(
             event,
             Event::Message(
                 _,
                 up::Body::Heartbeat(_) | up::Body::Ready(_) | up::Body::Applied(_)
             )
         );
+        self.look |= !routine;
         match event {
             Event::Hello(session, hello) => self.hello(now, session, hello, &mut fx),
             Event::Message(session, body) => {
@@ -427,34 +451,31 @@ impl Core {
                 self.receipts_are_durable(below);
             }
             Event::CheckpointDurable { step } => self.checkpoint_durable(step, &mut fx),
-            Event::StoreFailed {
-                what,
-                checkpoint,
-                error,
-                alarm,
-            } => {
-                let text = format!("{what} could not be stored: {error}");
-                if checkpoint.is_some() {
-                    self.checkpoint = None;
-                } else {
-                    self.storing_receipts = false;
-                }
-                if alarm || checkpoint == Some(self.s.steps_total) {
-                    self.fail(text, &mut fx);
-                } else {
-                    self.notice(Reason::StoreUnavailable, text, &mut fx);
-                }
+            Event::StoreDiffers { what, how } => {
+                self.fail(format!("{what} cannot be stored: {how}"), &mut fx);
+            }
+            event @ (Event::Journaled { .. }
+            | Event::StoreAway { .. }
+            | Event::StoreBack { .. }) => {
+                self.hear_store(now, event, &mut fx);
             }
             Event::Drain => self.drain(&mut fx),
             Event::Tick => {
                 self.silence(now, &mut fx);
+                self.renew(now, &mut fx);
                 self.measure_round_trips(&mut fx);
                 self.say_hang(&mut fx);
             }
         }
-        self.advance(now, &mut fx);
-        self.remember_decisions(&fx);
-        self.check_invariants();
+        // With ten thousand workers most events are heartbeats and readiness of some: they leave their
+        // record and decide nothing, and looking at everybody for each would cost their number squared.
+        let decides = !routine || !fx.is_empty() || self.ready.len() >= self.members.len();
+        if decides {
+            self.advance(now, &mut fx);
+            self.say_store_waits(&mut fx);
+            self.remember_decisions(&fx);
+            self.check_invariants();
+        }
         fx
     }
 
@@ -546,14 +567,6 @@ impl Core {
         assert!(self.members.is_sorted(), "ranks follow ids");
     }
 
-    /// A worker's session is no session of the run any more.
-    fn forget(&mut self, id: u64) {
-        if let Some(worker) = self.workers.remove(&id) {
-            self.sessions.remove(&worker.session);
-        }
-        self.look = true;
-    }
-
     fn emit(&self, fill: impl FnOnce(&mut v1::RunEvent), fx: &mut Vec<Effect>) {
         let mut event = self.status();
         fill(&mut event);
@@ -581,8 +594,9 @@ impl Core {
 
     fn wait_for(&mut self, what: String, fx: &mut Vec<Effect>) {
         if self.waiting_for != what {
+            let before = self.waits().to_owned();
             self.waiting_for = what;
-            self.emit(|_| {}, fx);
+            self.say_waits(&before, fx);
         }
     }
 
@@ -604,6 +618,21 @@ impl Core {
         if !sessions.is_empty() {
             fx.push(Effect::SendAll(sessions, Box::new(body)));
         }
+    }
+
+    /// The worker takes the place of whoever has its id.
+    fn insert_worker(&mut self, id: u64, worker: Worker) {
+        self.remove_worker(id);
+        self.sessions.insert(worker.session, id);
+        self.workers.insert(id, worker);
+    }
+
+    /// A worker's session is no session of the run any more.
+    fn remove_worker(&mut self, id: u64) {
+        if let Some(worker) = self.workers.remove(&id) {
+            self.sessions.remove(&worker.session);
+        }
+        self.look = true;
     }
 
     fn fail(&mut self, reason: String, fx: &mut Vec<Effect>) {

@@ -66,8 +66,9 @@ impl Core {
         }
     }
 
-    /// Everything that an operator asks at `now`.
-    pub fn report(&self, now: Millis) -> v1::RunStatus {
+    /// Everything that an operator asks, as of the last event.
+    pub fn report(&self) -> v1::RunStatus {
+        let now = self.now;
         let status = self.status();
         let rate = self.measured.steps_per_second();
         let pairs = self.s.pairs_per_lane * u64::from(self.s.lanes);

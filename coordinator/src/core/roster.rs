@@ -226,7 +226,7 @@ impl Core {
         self.send(id, down::Body::Finished(finished), fx);
         let text = format!("worker {id} has left");
         self.about(id, Reason::WorkerLeft, text, fx);
-        self.forget(id);
+        self.remove_worker(id);
         self.take_back(id, fx);
     }
 }

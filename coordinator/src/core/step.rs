@@ -29,6 +29,7 @@ impl Core {
             }
             self.copy_to_newcomers(now, fx);
             self.store_waiting_receipts(fx);
+            self.write_ahead(now, fx);
             self.tell_waiting(fx);
         }
         if self.settle_trouble(now, fx) || self.settle_links(now, fx) || !self.evaluate_first(fx) {
@@ -113,7 +114,7 @@ impl Core {
             return;
         }
         let mut copying = self.workers.values().filter_map(|w| w.copying);
-        if !copying.any(|c| c.step == step && now < c.until) {
+        if !copying.any(|c| c.step == step && now < c.until) && self.store_allows_commit() {
             self.wait_for(String::new(), fx);
             self.commit(now, fx);
         }
@@ -137,7 +138,7 @@ impl Core {
         for id in &minority {
             let reason = text.clone();
             self.send(*id, down::Body::Refused(v1::Refused { reason }), fx);
-            self.forget(*id);
+            self.remove_worker(*id);
             self.take_back(*id, fx);
         }
         let text = format!("{text} and are removed");
@@ -180,9 +181,6 @@ impl Core {
         {
             return self.fail(text, fx);
         }
-        if step >= self.horizon {
-            self.write_down(fx);
-        }
         let first = self.ready.values().next();
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
         let last = step + 1 == self.stop_at;
@@ -200,13 +198,9 @@ impl Core {
                 worker.pending_digest = None;
             }
         }
-        if !self.settled {
-            for (id, range) in &self.lanes_next {
-                let nodes = lanes::range_nodes(self.s.lanes, range.clone());
-                self.nodes_now.insert(*id, nodes);
-            }
+        if self.nodes_now != self.nodes_next {
+            self.nodes_now.clone_from(&self.nodes_next);
             self.check_assignment();
-            self.settled = true;
         }
         self.look = true;
         if receipt.skipped {

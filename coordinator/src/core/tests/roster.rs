@@ -130,8 +130,8 @@ fn beyond_the_maximum_workers_are_spares_and_beyond_those_they_stand_by() {
         .iter()
         .any(|body| matches!(body, down::Body::Wait(w) if w.why.contains("stands by")));
     assert!(waits, "{told:?}");
-    assert_eq!(core.report(10).workers[3].role, "standby");
-    assert_eq!(core.report(10).workers[2].role, "spare");
+    assert_eq!(core.report().workers[3].role, "standby");
+    assert_eq!(core.report().workers[2].role, "spare");
     // The spare takes over at once, and who stood by follows in its place.
     let effects = core.apply(20, Event::Gone(100));
     assert_eq!((&core.members[..], lens(&core)), (&[1, 2][..], vec![2, 2]));
@@ -184,7 +184,7 @@ fn a_worker_that_comes_and_goes_is_put_aside_unless_it_is_needed() {
             .any(|b| matches!(b, down::Body::CopyState(_)))
     };
     assert!(!told.iter().any(|b| matches!(b, down::Body::CopyState(_))));
-    assert_eq!(core.report(24).workers[1].role, "aside");
+    assert_eq!(core.report().workers[1].role, "aside");
     // When its time is over it is a newcomer like any other.
     beat(&mut core, 1_020, 0, "computing");
     let beats = v1::Heartbeat::default();
@@ -237,6 +237,7 @@ fn a_worker_that_leaves_finishes_its_step_and_is_told_that_it_may_go() {
 fn a_slow_worker_ends_with_half_the_lanes_and_equal_ones_keep_theirs() {
     let mut s = settings(4);
     (s.lanes, s.micro_batches, s.steps_total) = (64, 64, 1_000);
+    s.horizon_steps = 1_000;
     let mut core = training_as(s.clone(), Durable::default());
     let mut all = Vec::new();
     for n in 0..100 {
@@ -294,7 +295,7 @@ fn a_gradient_that_is_not_finite_is_skipped_where_that_is_the_policy() {
         Ok(receipt),
         "{line}"
     );
-    assert_eq!(core.report(10).skipped_steps, 1);
+    assert_eq!(core.report().skipped_steps, 1);
 }
 
 #[test]
@@ -367,7 +368,7 @@ fn a_step_that_hangs_names_whom_it_waits_for_once() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(said.contains("last message heartbeat 0.0 s ago"), "{said}");
-    let last = core.report(4_000).decisions.pop().expect("decisions");
+    let last = core.report().decisions.pop().expect("decisions");
     assert_eq!(
         (last.reason(), last.worker_id),
         (Reason::StepHangs, Some(1))
@@ -395,7 +396,7 @@ fn every_time_is_reported_with_what_was_measured() {
         matches!(told[..], [down::Body::Welcome(w)] if w.round_trip_us == 40_000),
         "{told:?}"
     );
-    let report = core.report(6);
+    let report = core.report();
     let silence = report
         .timeouts
         .iter()
