@@ -101,6 +101,8 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let mut progress = Progress::new(Metrics::open(&local), config.run.steps);
     let mut events = watch::watch(children.address_file(), progress.wanted());
     let mut tending = tokio::time::interval(TEND_INTERVAL);
+    let mut stops = Stops::listen()?;
+    let mut draining = false;
     let ended = loop {
         tokio::select! {
             biased;
@@ -116,10 +118,19 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
                 }
                 progress.restarts(children.restarts());
             }
-            _ = tokio::signal::ctrl_c() => {
-                children.stop().await;
-                bail!("stopped; go on with: belfry run {} --root {location} --resume",
-                    arguments.config.display());
+            () = stops.next() => {
+                if std::mem::replace(&mut draining, true) {
+                    children.stop().await;
+                    bail!("stopped; go on with: belfry run {} --root {location} --resume",
+                        arguments.config.display());
+                }
+                eprintln!(
+                    "stopping: the open step is finished and a checkpoint written; ask again to stop at \
+                     once"
+                );
+                if let Err(why) = crate::status::ask_to_drain(&local).await {
+                    eprintln!("{why}");
+                }
             }
         }
     };
@@ -132,6 +143,29 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     }
     metrics.complete(&root).await?;
     finish(&root, begun, restarts, peak).await
+}
+
+/// The wishes of whoever started this: ctrl-c, or a service manager's signal.
+struct Stops {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Stops {
+    fn listen() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Stops {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// Prints the result: words on standard error, one JSON line on standard output.

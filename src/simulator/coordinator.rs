@@ -124,11 +124,6 @@ impl World {
                     self.send_down(session, (*body).clone());
                 }
             }
-            E::SendAll(sessions, body) => {
-                for session in sessions {
-                    self.lead(E::Send(session, (*body).clone()));
-                }
-            }
             E::Close(session) => {
                 let session_state = self.sessions.get_mut(&session).expect("a known session");
                 session_state.open = false;

@@ -5,7 +5,7 @@ mod find;
 mod json;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -82,17 +82,35 @@ pub async fn status(arguments: StatusArguments) -> anyhow::Result<()> {
 pub async fn drain(arguments: DrainArguments) -> anyhow::Result<()> {
     arguments.which.check()?;
     let found = find::find(&arguments.which).await?;
-    let asked = async {
-        let mut client = connect(&found).await?;
-        let asked = client.drain(DrainRequest {}).await;
-        asked.map_err(|status| status.message().to_owned())
-    };
-    if let Err(why) = asked.await {
-        bail!("nobody leads the run that could end it: {why}");
+    if let Err(why) = ask_drain(&found).await {
+        bail!("{why}");
     }
     eprintln!(
         "asked: the open step is finished and a checkpoint written; `belfry status` shows it"
     );
+    Ok(())
+}
+
+/// Asks the coordinator whose address lies in the launcher's folder.
+///
+/// # Errors
+/// In words: nobody leads.
+pub async fn ask_to_drain(local: &Path) -> Result<(), String> {
+    let which = Which {
+        coordinator: None,
+        root: None,
+        local: Some(local.to_owned()),
+    };
+    let found = find::find(&which).await.map_err(|e| e.to_string())?;
+    ask_drain(&found).await
+}
+
+async fn ask_drain(found: &Found) -> Result<(), String> {
+    let why = |why: String| format!("nobody leads the run that could end it: {why}");
+    let mut client = connect(found).await.map_err(why)?;
+    let asked = tokio::time::timeout(PATIENCE, client.drain(DrainRequest {})).await;
+    let asked = asked.map_err(|_| why(format!("{} does not answer", found.told())))?;
+    asked.map_err(|status| why(status.message().to_owned()))?;
     Ok(())
 }
 

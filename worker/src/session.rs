@@ -37,8 +37,6 @@ use crate::{checkpoint, fingerprint, transport};
 const EVENTS_MAX: usize = 256;
 /// Elements of a bucket: 4 MiB of f32, enough of them to overlap, few enough to keep frames large.
 const BUCKET_LEN: usize = 1 << 20;
-/// After SIGTERM, the share of the stall time in which the coordinator may say good-bye.
-const LEAVE_GRACE: Duration = Duration::from_secs(3);
 
 /// What a worker process is told.
 #[derive(Debug)]
@@ -98,8 +96,10 @@ pub async fn run(
             () = &mut shutdown, if !leaving => {
                 leaving = true;
                 let events = shell.events.clone();
+                // The coordinator says good-bye after the open step, if it is there.
+                let grace = shell.times.stuck + shell.times.silence;
                 tokio::spawn(async move {
-                    tokio::time::sleep(LEAVE_GRACE).await;
+                    tokio::time::sleep(grace).await;
                     let goodbye = v1::Finished { success: true, reason: "left".into() };
                     let body = down::Body::Finished(goodbye);
                     let _ = events.send(Event::Message(body)).await;
@@ -126,8 +126,9 @@ struct Shell {
     core: Core,
     link: Link,
     pulse: Pulse,
-    /// Before anything was measured.
+    /// Before anything was measured, and now.
     timeouts: Timeouts,
+    times: Timeouts,
     endpoint: Arc<Endpoint>,
     /// What sums gradients: the endpoint, or device links beside it.
     transport: Arc<dyn Transport>,
@@ -188,6 +189,7 @@ impl Shell {
             pulse: Pulse::start(link.clone(), timeouts.heartbeat, core.heartbeat()),
             link,
             timeouts,
+            times: timeouts,
             core,
             root: options.root,
             state: None,
@@ -211,9 +213,9 @@ impl Shell {
         match effect {
             Effect::Send(body) => self.link.send(body),
             Effect::Measured { step, round_trip } => {
-                let timeouts = self.timeouts.measured(step, round_trip);
-                self.pulse.every(timeouts.heartbeat);
-                self.endpoint.set_limits(limits(&timeouts));
+                self.times = self.timeouts.measured(step, round_trip);
+                self.pulse.every(self.times.heartbeat);
+                self.endpoint.set_limits(limits(&self.times));
             }
             Effect::Reconnect => self.link.reset(),
             Effect::Compute {
