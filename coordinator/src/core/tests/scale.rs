@@ -7,8 +7,9 @@ use super::*;
 const WORKERS: u64 = 10_000;
 const LANES: u32 = 16_384;
 const STEPS: u64 = 12;
-/// The bound of a decision, in milliseconds.
-const DECISION_MS_MAX: f64 = 50.0;
+/// Ten times the bound that `belfry bench coordinator` measures: other tests share the processors, and
+/// what looks at everybody for each event is slower by thousands.
+const DECISION_MS_MAX: f64 = 500.0;
 const BYTES_MAX: u64 = 500 << 20;
 
 fn resident_bytes() -> u64 {
@@ -95,7 +96,6 @@ fn ten_thousand_workers_are_led_within_bounds() {
         bytes >> 20
     );
     if cfg!(not(debug_assertions)) {
-        // The median: other tests share the processors.
         assert!(median < DECISION_MS_MAX, "{median} ms");
     }
     assert!(bytes < BYTES_MAX, "{bytes} bytes");
