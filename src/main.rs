@@ -9,6 +9,7 @@ mod rehearse;
 mod roles;
 mod run;
 mod size;
+mod status;
 mod synthetic;
 mod weights;
 
@@ -38,6 +39,15 @@ enum Command {
     Coordinator(roles::CoordinatorArguments),
     /// Work for a run: one process per device.
     Worker(roles::WorkerArguments),
+    /// Show how a run stands: phase, workers, times, checkpoints, the last decisions and their reasons;
+    /// what its root knows when nobody leads.
+    ///
+    /// Example: belfry status --local runs/quickstart
+    Status(status::StatusArguments),
+    /// End a run in good order: the open step is finished and a checkpoint written first.
+    ///
+    /// Example: belfry drain --local runs/quickstart
+    Drain(status::DrainArguments),
     /// Pack, check and list shards.
     Shards {
         #[command(subcommand)]
@@ -123,6 +133,8 @@ async fn run(command: Command) -> ExitCode {
         Command::Run(arguments) => crate::run::run(arguments).await,
         Command::Coordinator(arguments) => roles::coordinator(arguments).await,
         Command::Worker(arguments) => roles::worker(arguments).await,
+        Command::Status(arguments) => status::status(arguments).await,
+        Command::Drain(arguments) => status::drain(arguments).await,
         Command::Shards { command } => shard_tools::cli::run(command).await,
         Command::Import(arguments) => weights::import(arguments).await,
         Command::Export(arguments) => weights::export(arguments).await,

@@ -130,6 +130,21 @@ pub struct Optim {
     /// AdamW's epsilon, added before bias correction (1e-8).
     #[serde(default = "default_epsilon")]
     pub epsilon: f64,
+    /// What happens when a step's gradient is not finite.
+    #[serde(default)]
+    pub non_finite: NonFinite,
+}
+
+/// What follows a gradient with an infinity or no number in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NonFinite {
+    /// The run ends and says what to do: with these losses and rates it is a fault.
+    #[default]
+    Fail,
+    /// The step counts and its receipt says `skipped`, but no parameter and no moment changes. It
+    /// follows from the bits, so every worker and every repetition does the same.
+    Skip,
 }
 
 /// How a learning rate falls.
@@ -182,8 +197,13 @@ impl Default for Checkpoint {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cluster {
-    /// Below this number of workers the run waits and says so.
+    /// Below this number of workers no step is committed; the run waits and says so.
     pub min_workers: u32,
+    /// So many workers get lanes at most; 0: as many as there are lanes.
+    pub max_workers: u32,
+    /// Beyond them, so many hold the state and receive every sum, without lanes: one takes over at
+    /// once when a worker goes. More stand by without a state.
+    pub spares: u32,
     /// The one time setting: how long training may stand still through one failure. Heartbeats, the
     /// silence that is taken for death (30 % of it), leases and every other time derive from it and
     /// from measured steps and round trips; `belfry status` shows them.
@@ -203,6 +223,8 @@ impl Default for Cluster {
     fn default() -> Self {
         Cluster {
             min_workers: 1,
+            max_workers: 0,
+            spares: 2,
             max_stall_seconds: 10.0,
             nodes_per_worker_max: 4,
         }

@@ -10,6 +10,8 @@ use crate::run_config::RunConfig;
 
 /// Lanes above this are refused: rank tables and the reduction tree stay small.
 const LANES_MAX: u32 = 4096;
+/// Members that may hold the state without lanes.
+const SPARES_MAX: u32 = 1024;
 /// The CPU, treated as a device with a memory of its own.
 pub const CPU_APART: &str = "cpu-apart";
 /// Largest image side in pixels.
@@ -130,6 +132,16 @@ impl RunConfig {
         at_least_one("cluster.min_workers", self.cluster.min_workers.into())?;
         if self.cluster.min_workers > self.batch.lanes {
             return Err(refuse("cluster.min_workers", "cannot exceed batch.lanes"));
+        }
+        let max_workers = self.cluster.max_workers;
+        if max_workers != 0 && max_workers < self.cluster.min_workers {
+            return Err(refuse(
+                "cluster.max_workers",
+                "cannot be less than cluster.min_workers (0: as many as there are lanes)",
+            ));
+        }
+        if self.cluster.spares > SPARES_MAX {
+            return Err(refuse("cluster.spares", "must lie in 0..=1024"));
         }
         if !(0.5..=3600.0).contains(&self.cluster.max_stall_seconds) {
             return Err(refuse(

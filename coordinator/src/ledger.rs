@@ -43,6 +43,9 @@ pub fn to_line(r: &v1::StepRecord) -> String {
         line["quarantine"] = json!(shards.collect::<Vec<_>>());
         line["substituted"] = json!(r.substituted);
     }
+    if r.skipped {
+        line["skipped"] = json!(true);
+    }
     line.to_string()
 }
 
@@ -96,6 +99,7 @@ pub fn from_line(line: &str) -> Result<v1::StepRecord, String> {
         last_position: position(1)?,
         lane_digests: bytes_of(lanes)?,
         substituted: value["substituted"].as_u64().unwrap_or(0),
+        skipped: value["skipped"].as_bool().unwrap_or(false),
         quarantine: quarantine.into_iter().map(Into::into).collect(),
     })
 }

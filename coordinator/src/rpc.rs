@@ -27,6 +27,10 @@ pub enum FromRpc {
     Message(u64, up::Body),
     /// A session ended.
     Gone(u64),
+    /// Somebody asks that the run ends in good order.
+    Drain,
+    /// Somebody asks how the run stands.
+    Status(oneshot::Sender<v1::RunStatus>),
     /// A watcher asks for what it missed, from this step on.
     Watch(u64, oneshot::Sender<Watched>),
 }
@@ -100,6 +104,27 @@ impl Coordinator for Service {
             let _ = inbox.send(FromRpc::Gone(session)).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+
+    async fn status(
+        &self,
+        _: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::RunStatus>, Status> {
+        let (answer, status) = oneshot::channel();
+        let asked = self.inbox.send(FromRpc::Status(answer)).await;
+        asked.map_err(|_| Status::unavailable("the coordinator ends"))?;
+        let status = status.await;
+        let status = status.map_err(|_| Status::unavailable("the coordinator ends"))?;
+        Ok(Response::new(status))
+    }
+
+    async fn drain(
+        &self,
+        _: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let asked = self.inbox.send(FromRpc::Drain).await;
+        asked.map_err(|_| Status::unavailable("the coordinator ends"))?;
+        Ok(Response::new(v1::DrainResponse {}))
     }
 
     async fn watch(

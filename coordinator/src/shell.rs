@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use belfry_configs::{Timeouts, Transport, ValidConfig};
+use belfry_configs::{NonFinite, Timeouts, Transport, ValidConfig};
 use belfry_proto::v1::coordinator_server::CoordinatorServer;
 use belfry_proto::v1::{self, CoordinatorMessage, coordinator_message as down};
 use sha2::{Digest as _, Sha256};
@@ -180,6 +180,9 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         pairs_per_lane: u64::from(config.batch.global_batch / config.batch.lanes),
         steps_total: config.run.steps,
         min_workers: config.cluster.min_workers as usize,
+        max_workers: config.cluster.max_workers as usize,
+        spares: config.cluster.spares as usize,
+        skip_non_finite: config.optim.non_finite == NonFinite::Skip,
         expected_workers: expected as usize,
         timeouts: config.cluster.timeouts(),
         checkpoint_every: config.checkpoint.every_steps,
@@ -264,6 +267,12 @@ impl Shell {
             FromRpc::Gone(session) => {
                 self.outboxes.remove(&session);
                 Some(Event::Gone(session))
+            }
+            FromRpc::Drain => Some(Event::Drain),
+            FromRpc::Status(answer) => {
+                // Whoever does not wait any more needs no answer.
+                let _ = answer.send(self.core.report());
+                None
             }
             FromRpc::Watch(from_step, answer) => {
                 let status = self.core.status();

@@ -1,6 +1,7 @@
 //! The launcher's child processes: started, started again, ended.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -153,6 +154,8 @@ impl Children {
             .arg(logs.join(format!("{name}.jsonl")))
             .arg("--follow-stdin")
             .arg(&self.config)
+            // A ctrl-c at the terminal is for the launcher, which ends its children in good order.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)

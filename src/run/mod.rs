@@ -111,6 +111,8 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let mut progress = Progress::new(Metrics::open(&local), config.run.steps);
     let mut events = watch::watch(children.address_file(), progress.wanted(), timeouts.silence);
     let mut tending = tokio::time::interval(TEND_INTERVAL);
+    let mut stops = Stops::listen()?;
+    let mut draining = false;
     let ended = loop {
         tokio::select! {
             biased;
@@ -126,10 +128,19 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
                 }
                 progress.restarts(children.restarts());
             }
-            _ = tokio::signal::ctrl_c() => {
-                children.stop().await;
-                bail!("stopped; go on with: belfry run {} --root {location} --resume",
-                    arguments.config.display());
+            () = stops.next() => {
+                if std::mem::replace(&mut draining, true) {
+                    children.stop().await;
+                    bail!("stopped; go on with: belfry run {} --root {location} --resume",
+                        arguments.config.display());
+                }
+                eprintln!(
+                    "stopping: the open step is finished and a checkpoint written; ask again to stop at \
+                     once"
+                );
+                if let Err(why) = crate::status::ask_to_drain(&local).await {
+                    eprintln!("{why}");
+                }
             }
         }
     };
@@ -142,6 +153,28 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     }
     metrics.complete(&root).await?;
     finish(&root, begun, restarts, peak).await
+}
+
+/// The wishes of whoever started this: ctrl-c, or a service manager's signal.
+struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stops {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Stops {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// When children are to be looked after: at once when one ended.

@@ -79,7 +79,7 @@ impl Progress {
                 self.say(&format!("waiting: {}", self.waiting_for));
             }
         }
-        if event.phase == "finished" || event.phase == "failed" {
+        if ["finished", "failed", "drained"].contains(&event.phase.as_str()) {
             let success = event.phase == "finished";
             return Ok(Some(Ended {
                 success,

@@ -216,6 +216,7 @@ impl World {
                 step,
                 sum,
                 snapshot_parts,
+                skip: _,
             } => {
                 let state = updated(self.held(worker, step), &sum);
                 self.hold_state(worker, state);

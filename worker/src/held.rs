@@ -175,6 +175,28 @@ impl HeldState {
     }
 }
 
+impl HeldState {
+    /// The step counts and changes nothing: its gradient was not finite. The schedule and the
+    /// correction of the moments' bias go on with the count.
+    pub fn skip(held: &mut Arc<Self>) {
+        if let Some(HeldState::Host(state)) = Arc::get_mut(held) {
+            state.step += 1;
+            return;
+        }
+        *held = Arc::new(match &**held {
+            HeldState::Host(state) => HeldState::Host(TrainState {
+                step: state.step + 1,
+                ..state.clone()
+            }),
+            HeldState::Device(state) => HeldState::Device(Box::new(DeviceState {
+                step: state.step + 1,
+                tensors: state.tensors.clone(),
+                host: OnceLock::new(),
+            })),
+        });
+    }
+}
+
 impl DeviceState {
     fn read(&self) -> Result<TrainState, String> {
         let read = |tensor: &Tensor<1>| {
@@ -277,6 +299,13 @@ mod tests {
             here.host().expect("readable").digest()
         );
         assert_eq!(watched.step(), 1, "whoever still reads keeps the old state");
+        let digests = [&there, &here].map(|s| s.host().expect("readable").parameters_sha256());
+        for state in [&mut there, &mut here] {
+            HeldState::skip(state);
+            assert_eq!(state.step(), 4);
+        }
+        let after = [&there, &here].map(|s| s.host().expect("readable").parameters_sha256());
+        assert_eq!(after, digests, "a skipped step changes nothing");
         assert_eq!(
             StateSource::tensor(&*there, 2),
             StateSource::tensor(&*here, 2)

@@ -264,6 +264,7 @@ mod tests {
             decay_power: 1.0,
             betas: [0.9, 0.98],
             epsilon: 1e-8,
+            non_finite: belfry_configs::NonFinite::Fail,
         }
     }
 

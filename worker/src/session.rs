@@ -37,8 +37,6 @@ use crate::{checkpoint, fingerprint, transport};
 const EVENTS_MAX: usize = 256;
 /// Elements of a bucket: 4 MiB of f32, enough of them to overlap, few enough to keep frames large.
 const BUCKET_LEN: usize = 1 << 20;
-/// After SIGTERM, the share of the stall time in which the coordinator may say good-bye.
-const LEAVE_GRACE: Duration = Duration::from_secs(3);
 
 /// What a worker process is told.
 #[derive(Debug)]
@@ -82,6 +80,11 @@ pub async fn run(
                     shell.pulse.echoed(echo.number);
                     continue;
                 }
+                Event::Message(down::Body::Wait(wait)) => {
+                    let seconds = wait.for_ms as f64 / 1000.0;
+                    tracing::info!(why = wait.why, seconds, "nothing to do for this worker yet");
+                    continue;
+                }
                 event => event,
             },
             arrival = arrived.recv() => {
@@ -93,8 +96,10 @@ pub async fn run(
             () = &mut shutdown, if !leaving => {
                 leaving = true;
                 let events = shell.events.clone();
+                // The coordinator says good-bye after the open step, if it is there.
+                let grace = shell.times.stuck + shell.times.silence;
                 tokio::spawn(async move {
-                    tokio::time::sleep(LEAVE_GRACE).await;
+                    tokio::time::sleep(grace).await;
                     let goodbye = v1::Finished { success: true, reason: "left".into() };
                     let body = down::Body::Finished(goodbye);
                     let _ = events.send(Event::Message(body)).await;
@@ -121,8 +126,9 @@ struct Shell {
     core: Core,
     link: Link,
     pulse: Pulse,
-    /// Before anything was measured.
+    /// Before anything was measured, and now.
     timeouts: Timeouts,
+    times: Timeouts,
     endpoint: Arc<Endpoint>,
     /// What sums gradients: the endpoint, or device links beside it.
     transport: Arc<dyn Transport>,
@@ -182,6 +188,7 @@ impl Shell {
             pulse: Pulse::start(link.clone(), timeouts.heartbeat, core.heartbeat()),
             link,
             timeouts,
+            times: timeouts,
             core,
             root: options.root,
             state: None,
@@ -205,9 +212,9 @@ impl Shell {
         match effect {
             Effect::Send(body) => self.link.send(body),
             Effect::Measured { step, round_trip } => {
-                let timeouts = self.timeouts.measured(step, round_trip);
-                self.pulse.every(timeouts.heartbeat);
-                self.endpoint.set_limits(limits(&timeouts));
+                self.times = self.timeouts.measured(step, round_trip);
+                self.pulse.every(self.times.heartbeat);
+                self.endpoint.set_limits(limits(&self.times));
             }
             Effect::Reconnect => self.link.reset(),
             Effect::Compute {
@@ -234,7 +241,8 @@ impl Shell {
                 step,
                 sum,
                 snapshot_parts,
-            } => self.apply(step, sum, snapshot_parts)?,
+                skip,
+            } => self.apply(step, (!skip).then_some(sum), snapshot_parts)?,
             Effect::Load { step, manifest } => self.load(step, manifest),
             Effect::Copy { step, sources } => self.copy(step, sources),
             Effect::StoreParts { step, parts } => {
@@ -348,10 +356,11 @@ impl Shell {
         Ok(Some(late))
     }
 
+    /// Without a sum the step only counts.
     fn apply(
         &mut self,
         step: u64,
-        sum: Arc<Vec<f32>>,
+        sum: Option<Arc<Vec<f32>>>,
         snapshot_parts: Vec<u32>,
     ) -> Result<(), WorkerError> {
         let state = self.state_of(step)?;
@@ -362,7 +371,10 @@ impl Shell {
         self.staging.clear();
         let mut updated = tokio::task::block_in_place(move || {
             let mut state = state;
-            HeldState::update(&mut state, &optimizer, &sum);
+            match sum {
+                Some(sum) => HeldState::update(&mut state, &optimizer, &sum),
+                None => HeldState::skip(&mut state),
+            }
             state
         });
         self.inject.state(step, &mut updated);

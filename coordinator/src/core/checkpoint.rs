@@ -31,6 +31,17 @@ pub(super) struct OpenCheckpoint {
     closing: bool,
 }
 
+impl OpenCheckpoint {
+    /// How far it is.
+    pub(super) fn status(&self) -> v1::CheckpointStatus {
+        v1::CheckpointStatus {
+            step: self.step,
+            parts: self.storing.len() as u32,
+            stored: self.stored.len() as u32,
+        }
+    }
+}
+
 impl Core {
     /// Parts for each member when the state of `step` is to be stored: each part by two workers
     /// where there are two, so that a death does not lose it.
@@ -39,7 +50,7 @@ impl Core {
         step: u64,
         fx: &mut Vec<Effect>,
     ) -> BTreeMap<u64, Vec<u32>> {
-        let due = step.is_multiple_of(self.s.checkpoint_every) || step == self.s.steps_total;
+        let due = step.is_multiple_of(self.s.checkpoint_every) || step == self.stop_at;
         if !due || self.durable.manifests.contains(&step) {
             return BTreeMap::new();
         }
@@ -88,7 +99,7 @@ impl Core {
     /// A worker is gone with the parts that it had not stored. The last state is still held by
     /// others; an earlier one is not, so its checkpoint is given up.
     pub(super) fn lose_parts_of(&mut self, id: u64, fx: &mut Vec<Effect>) {
-        let last = self.s.steps_total;
+        let last = self.stop_at;
         let Some(open) = &mut self.checkpoint else {
             return;
         };
@@ -113,7 +124,7 @@ impl Core {
         };
         if !part.error.is_empty() {
             let text = part.error;
-            if part.step == self.s.steps_total {
+            if part.step == self.stop_at {
                 self.fail(text, fx);
             } else {
                 self.checkpoint = None;

@@ -61,9 +61,20 @@ impl Core {
 
     /// After the last commit: evaluation, export, and the last checkpoint's manifest.
     pub(super) fn advance_finishing(&mut self, fx: &mut Vec<Effect>) {
-        let total = self.s.steps_total;
+        let total = self.stop_at;
         if !self.durable.manifests.contains(&total) {
             self.store_last_state(fx);
+        }
+        if self.is_draining() {
+            if self.durable.manifests.contains(&total) {
+                self.end_drained(fx);
+            } else {
+                self.wait_for(
+                    format!("the checkpoint of step {total}, before the run ends"),
+                    fx,
+                );
+            }
+            return;
         }
         if self.s.evaluates && !self.durable.evaluations.contains_key(&total) {
             self.ask_evaluator(|step| down::Body::Evaluate(v1::Evaluate { step }), fx);
@@ -79,7 +90,7 @@ impl Core {
     /// The members hold the last state until the end, so that parts which died with a worker are
     /// stored by another.
     fn store_last_state(&mut self, fx: &mut Vec<Effect>) {
-        let (term, step) = (self.s.term, self.s.steps_total);
+        let (term, step) = (self.s.term, self.stop_at);
         if self.checkpoint.as_ref().is_none_or(|c| c.step != step) {
             self.open_checkpoint(step);
         }
@@ -89,16 +100,64 @@ impl Core {
         }
     }
 
+    /// Whether the run ends before its last step, because it was asked to.
+    pub(super) fn is_draining(&self) -> bool {
+        self.stop_at < self.s.steps_total
+    }
+
+    /// Whether it was asked to end, and has.
+    pub fn has_drained(&self) -> bool {
+        self.phase == Phase::Over && self.is_draining()
+    }
+
+    /// The open step is the last one for now; then a checkpoint, then the end.
+    pub(super) fn drain(&mut self, fx: &mut Vec<Effect>) {
+        if self.is_draining() || self.phase == Phase::Finishing {
+            return;
+        }
+        self.stop_at = self.committed + u64::from(self.phase == Phase::Training);
+        let text = match self.is_draining() {
+            true => "asked to stop: the open step is finished and a checkpoint written first",
+            false => "asked to stop in the last step: the run is finished",
+        };
+        self.notice(Reason::Draining, text.into(), fx);
+    }
+
+    /// All that was committed is durable, or nobody is left to make it so.
+    pub(super) fn end_drained(&mut self, fx: &mut Vec<Effect>) {
+        let newest = self.durable.manifests.last();
+        let from = match newest {
+            Some(step) => format!("the checkpoint of step {step} is durable"),
+            None => "no checkpoint was written yet".into(),
+        };
+        let text = format!("stopped as asked, {from}; start it again with --resume to go on");
+        self.phase = Phase::Over;
+        self.farewell(true, &text, fx);
+        let reason = text.clone();
+        self.emit(
+            |e| {
+                e.phase = "drained".into();
+                e.set_reason(Reason::Draining);
+                e.notice = text;
+            },
+            fx,
+        );
+        let success = false;
+        fx.push(Effect::Finish { success, reason });
+    }
+
+    fn farewell(&self, success: bool, reason: &str, fx: &mut Vec<Effect>) {
+        let finished = v1::Finished {
+            success,
+            reason: reason.to_owned(),
+        };
+        self.send_all(self.workers.keys(), down::Body::Finished(finished), fx);
+    }
+
     /// The run is over, one way or the other.
     pub(super) fn end(&mut self, success: bool, reason: String, fx: &mut Vec<Effect>) {
         self.phase = Phase::Over;
-        for id in self.workers.keys() {
-            let body = v1::Finished {
-                success,
-                reason: reason.clone(),
-            };
-            self.send(*id, down::Body::Finished(body), fx);
-        }
+        self.farewell(success, &reason, fx);
         let exported = self.exported.clone();
         if success && let Some(exported) = &exported {
             let last = self.committed.checked_sub(1);

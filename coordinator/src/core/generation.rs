@@ -6,7 +6,7 @@ impl Core {
     /// Members of a generation at the open step: whoever holds its state, or holds the gradient that
     /// leads to it.
     pub(super) fn eligible(&self, worker: &Worker) -> bool {
-        if worker.copying.is_some() || worker.leaving {
+        if worker.copying.is_some() {
             return false;
         }
         let one_behind = worker.applied.map(|a| a + 1) == Some(self.committed)
@@ -19,10 +19,11 @@ impl Core {
     /// out, new ranges begin with the next step.
     pub(super) fn open_generation(&mut self, now: Millis, fx: &mut Vec<Effect>) {
         let old = std::mem::take(&mut self.nodes_now);
-        let chosen = self.workers.iter().filter(|(_, w)| self.eligible(w));
-        self.members = chosen.map(|(id, _)| *id).collect();
+        self.members = self.next_members();
         self.ready.clear();
         self.trouble = None;
+        self.look = true;
+        self.step_since = now;
         if self.members.is_empty() {
             // Nobody can go on from here: the newest checkpoint will.
             for worker in self.workers.values_mut() {
@@ -31,20 +32,21 @@ impl Core {
             self.gather(now);
             return;
         }
-        if self.committed >= self.s.steps_total {
+        if self.committed >= self.stop_at {
             self.phase = Phase::Finishing;
             return;
         }
-        let cut = lanes::cut(
-            self.s.lanes,
-            &vec![1.0; self.members.len()],
-            self.s.nodes_max,
-        );
-        self.lanes_next = self.members.iter().copied().zip(cut).collect();
+        let holders = self.lane_holders(&self.members);
+        let cut = self.cut_lanes(&holders);
+        let spare = self.s.lanes..self.s.lanes;
+        self.lanes_next = self.members.iter().map(|id| (*id, spare.clone())).collect();
+        self.lanes_next.extend(holders.into_iter().zip(cut));
+        self.steps_of_cut = 0;
         let nodes =
             |(id, range): (&u64, &Range<u32>)| (*id, lanes::range_nodes(self.s.lanes, range));
         self.nodes_next = self.lanes_next.iter().map(nodes).collect();
         self.nodes_now = self.assign(&old);
+        self.check_assignment();
         self.generation += 1;
         self.decided = self.decided.max(self.committed);
         self.phase = Phase::Training;
@@ -52,20 +54,27 @@ impl Core {
         self.await_ids(now, &linked);
         (self.links, self.groups) = (linked.links, linked.groups);
         self.write_down(now, false, fx);
-        let open = self.announcement();
-        self.send_all(&self.members, down::Body::OpenGeneration(open), fx);
+        let open = down::Body::OpenGeneration(self.announcement());
+        self.send_all(&self.members, open, fx);
         for id in &self.members {
             if let Some(worker) = self.workers.get_mut(id) {
                 worker.applied = Some(self.committed);
                 worker.pending_digest = None;
                 worker.nodes.clear();
+                worker.waits_for.clear();
             }
         }
-        let text = format!(
-            "generation {} of {} workers",
-            self.generation,
-            self.members.len()
-        );
+        let holders = self.lanes_next.values().filter(|lanes| !lanes.is_empty());
+        let text = match (holders.count(), self.members.len()) {
+            (holders, members) if holders < members => {
+                let spares = members - holders;
+                format!(
+                    "generation {} of {holders} workers and {spares} spares",
+                    self.generation
+                )
+            }
+            (_, members) => format!("generation {} of {members} workers", self.generation),
+        };
         self.notice(Reason::GenerationOpened, text, fx);
     }
 
@@ -112,20 +121,17 @@ impl Core {
                 held.insert(*id, range.clone().collect());
             }
         } else if !free.is_empty() {
-            // Newcomers begin with the next step; survivors share what was lost, as evenly as may be.
-            let survivors: Vec<u64> = self
-                .members
-                .iter()
-                .copied()
-                .filter(|id| !held[id].is_empty())
-                .collect();
+            // Whoever has lanes in the next step shares what was lost, as evenly as may be: a spare that
+            // takes over begins at once.
+            let takes = |(id, lanes): (&u64, &Range<u32>)| (!lanes.is_empty()).then_some(*id);
+            let takers: Vec<u64> = self.lanes_next.iter().filter_map(takes).collect();
             let missing: Vec<u32> = free.into_iter().collect();
-            let share = missing.len().div_ceil(survivors.len());
-            for (id, lost) in survivors.iter().zip(missing.chunks(share)) {
+            let share = missing.len().div_ceil(takers.len());
+            for (id, lost) in takers.iter().zip(missing.chunks(share)) {
                 held.entry(*id).or_default().extend(lost);
             }
             if self.has(Planted::LanesTwice)
-                && let Some(last) = survivors.last()
+                && let Some(last) = takers.last()
             {
                 held.entry(*last).or_default().extend(&missing);
             }

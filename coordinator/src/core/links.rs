@@ -258,7 +258,7 @@ impl Core {
         let reason =
             format!("collective.transport = \"nccl_ring\" needs NCCL on every worker: {why}");
         self.send(id, down::Body::Refused(v1::Refused { reason }), fx);
-        self.lose(now, id, &why, fx);
+        self.lose(now, id, Loss::NoLinks(why), fx);
     }
 }
 

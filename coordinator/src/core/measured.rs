@@ -12,6 +12,8 @@ use super::*;
 const ROUND_TRIPS: usize = 8;
 /// What remains of a long step's memory after each shorter one: a tenth of it after 22 steps.
 const STEP_MEMORY: f64 = 0.9;
+/// Commits from which the rate is told.
+const COMMITS: usize = 32;
 /// Workers are told again when a time has changed by this factor.
 const TELL_FACTOR: f64 = 1.25;
 
@@ -38,11 +40,15 @@ impl RoundTrips {
         self.micros.push_back(micros);
     }
 
+    /// The shortest that is known.
+    pub(super) fn shortest(&self) -> Option<Duration> {
+        let shortest = self.micros.iter().min().copied();
+        shortest.map(Duration::from_micros)
+    }
+
     /// The network's round trip, when enough of them are known.
     pub(super) fn network(&self) -> Option<Duration> {
-        let shortest = self.micros.iter().min().copied();
-        let known = self.micros.len() == ROUND_TRIPS;
-        shortest.filter(|_| known).map(Duration::from_micros)
+        self.shortest().filter(|_| self.micros.len() == ROUND_TRIPS)
     }
 }
 
@@ -56,6 +62,21 @@ pub(super) struct Measured {
     /// The last commit of this generation.
     last_commit: Option<(u64, Millis)>,
     told: (Duration, Duration),
+    /// Times of the last commits.
+    commits: VecDeque<Millis>,
+}
+
+impl Measured {
+    /// Of the last commits; 0 before there are two.
+    pub(super) fn steps_per_second(&self) -> f64 {
+        let (Some(first), Some(last)) = (self.commits.front(), self.commits.back()) else {
+            return 0.0;
+        };
+        match last.saturating_sub(*first) {
+            0 => 0.0,
+            millis => (self.commits.len() - 1) as f64 * 1000.0 / millis as f64,
+        }
+    }
 }
 
 impl Core {
@@ -69,6 +90,11 @@ impl Core {
 
     /// A step was committed: the time since the one before it, if nothing came between.
     pub(super) fn measure_step(&mut self, now: Millis) {
+        if self.measured.commits.len() == COMMITS {
+            self.measured.commits.pop_front();
+        }
+        self.measured.commits.push_back(now);
+        self.step_since = now;
         let before = self.measured.last_commit.replace((self.generation, now));
         if let Some((generation, then)) = before
             && generation == self.generation
@@ -95,9 +121,8 @@ impl Core {
         let pairs = told.listed().into_iter().zip(self.timeouts().listed());
         if pairs.into_iter().any(changed) {
             self.measured.told = (self.measured.step, self.measured.round_trip);
-            for id in self.workers.keys() {
-                self.send(*id, down::Body::Welcome(self.welcome()), fx);
-            }
+            let welcome = down::Body::Welcome(self.welcome());
+            self.send_all(self.workers.keys(), welcome, fx);
         }
     }
 

@@ -5,6 +5,8 @@ use super::*;
 
 /// Doublings of the pause after failed copies; what a newcomer costs is then bounded.
 const COPY_BACKOFF_MAX: u32 = 6;
+/// Members that a newcomer copies from at once.
+const SOURCES_MAX: usize = 32;
 /// Heartbeats in a row in which a member does nothing for the open generation. There are thirty in
 /// the time after which it is stuck; counted besides the time, because this process may be stopped
 /// for a while itself.
@@ -67,9 +69,11 @@ impl Core {
             }
             fx.push(Effect::Close(old_session));
             if !returns {
-                self.lose(now, id, "another process of it is here", fx);
+                self.lose(now, id, Loss::Replaced, fx);
             }
         }
+        let before = self.workers.get(&id);
+        let speed = before.map(|w| w.speed.clone()).unwrap_or_default();
         let worker = Worker {
             session,
             incarnation: hello.incarnation,
@@ -77,7 +81,11 @@ impl Core {
             fingerprint: hello.fingerprint,
             device: hello.device.unwrap_or_default(),
             last_seen: now,
+            last_said: "hello",
+            beat: v1::Heartbeat::default(),
             round_trips: RoundTrips::default(),
+            speed,
+            waits_for: String::new(),
             applied: holds_state.then_some(hello.applied),
             applied_digest: Digest::from_bytes(&hello.applied_digest),
             pending_digest: Digest::from_bytes(&hello.pending_digest),
@@ -120,8 +128,9 @@ impl Core {
             .workers
             .iter()
             .filter(|(id, _)| **id != hello.worker_id);
+        // All that are here have the same one.
         let mut fingerprints = others.map(|(_, w)| &w.fingerprint);
-        let Some(other) = fingerprints.find(|f| **f != hello.fingerprint) else {
+        let Some(other) = fingerprints.next().filter(|f| **f != hello.fingerprint) else {
             return self.ring_refusal(hello);
         };
         Some(format!(
@@ -149,7 +158,8 @@ impl Core {
             .map(|(id, _)| *id)
             .collect();
         for id in silent {
-            self.remove(now, id, "nothing was heard from it in time", fx);
+            let heard = self.workers.get(&id).map_or(now, |w| w.last_seen);
+            self.remove(now, id, Loss::Silent(now.saturating_sub(heard)), fx);
         }
     }
 
@@ -174,6 +184,7 @@ impl Core {
             return;
         };
         worker.round_trips.add(beat.round_trip_us);
+        worker.beat.clone_from(beat);
         if !idle {
             worker.idle = None;
             return;
@@ -185,24 +196,31 @@ impl Core {
                 "it is {} in generation {}, the run is in {}",
                 beat.phase, beat.generation, self.generation
             );
-            self.remove(now, id, &why, fx);
+            self.remove(now, id, Loss::Stuck(why), fx);
         }
     }
 
     /// Ends a worker's session from this side.
-    pub(super) fn remove(&mut self, now: Millis, id: u64, why: &str, fx: &mut Vec<Effect>) {
+    pub(super) fn remove(&mut self, now: Millis, id: u64, why: Loss, fx: &mut Vec<Effect>) {
         if let Some(worker) = self.workers.get(&id) {
             fx.push(Effect::Close(worker.session));
             self.lose(now, id, why, fx);
         }
     }
 
-    pub(super) fn lose(&mut self, now: Millis, id: u64, why: &str, fx: &mut Vec<Effect>) {
-        let text = format!("worker {id} is lost: {why}");
-        self.about(id, Reason::WorkerLost, text, fx);
+    pub(super) fn lose(&mut self, now: Millis, id: u64, why: Loss, fx: &mut Vec<Effect>) {
+        let leaving = self.workers.get(&id).is_some_and(|w| w.leaving);
+        if leaving && why == Loss::Closed {
+            let text = format!("worker {id} has left before its step was done");
+            self.about(id, Reason::WorkerLeft, text, fx);
+        } else {
+            let text = format!("worker {id} is lost: {why}");
+            self.about(id, why.reason(), text, fx);
+            self.count_departure(id, fx);
+        }
         self.remove_worker(id);
         self.take_back(id, fx);
-        let Some(place) = self.members.iter().position(|m| *m == id) else {
+        let Ok(place) = self.members.binary_search(&id) else {
             return;
         };
         self.members.remove(place);
@@ -240,10 +258,12 @@ impl Core {
     }
 
     pub(super) fn advance_gathering(&mut self, since: Millis, now: Millis, fx: &mut Vec<Effect>) {
-        let here = self.workers.len();
+        let starters = self.starters();
+        let here = starters.len();
+        let expected = self.s.expected_workers.min(self.members_max());
         let late = now.saturating_sub(since) > millis(self.s.timeouts.gather);
-        if here < self.s.min_workers || (here < self.s.expected_workers && !late) {
-            let wanted = self.s.expected_workers.max(self.s.min_workers);
+        if here < self.s.min_workers || (here < expected && !late) {
+            let wanted = expected.max(self.s.min_workers);
             self.wait_for(format!("{here} of {wanted} workers are here"), fx);
             return;
         }
@@ -271,13 +291,11 @@ impl Core {
             manifest: newest.map(checkpoint::manifest_file).unwrap_or_default(),
             request,
         };
-        for id in self.workers.keys() {
-            self.send(*id, down::Body::LoadState(load.clone()), fx);
-        }
+        self.send_all(&starters, down::Body::LoadState(load), fx);
         self.phase = Phase::Loading {
             step,
             request,
-            asked: self.workers.keys().copied().collect(),
+            asked: starters.into_iter().collect(),
             digests: BTreeMap::new(),
         };
         let what = if newest.is_none() {
@@ -396,21 +414,15 @@ impl Core {
 
     /// Newcomers copy the open step's state from all members at once.
     pub(super) fn copy_to_newcomers(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let (term, step) = (self.s.term, self.committed);
-        let newcomers: Vec<u64> = self
-            .workers
-            .iter()
-            .filter(|(id, w)| {
-                let idle = w.copying.is_none() && !w.leaving && now >= w.copy_after;
-                idle && !self.is_member(**id)
-            })
-            .map(|(id, _)| *id)
-            .collect();
+        let newcomers = self.newcomers(now);
         if newcomers.is_empty() {
             return;
         }
+        // Some of many, evenly spread.
         let members = self.members.iter();
+        let members = members.step_by(self.members.len().div_ceil(SOURCES_MAX).max(1));
         let sources: Vec<String> = members.map(|id| self.workers[id].address.clone()).collect();
+        let (term, step) = (self.s.term, self.committed);
         let until = now + millis(self.timeouts().copy);
         for id in newcomers {
             // Numbers never repeat in a term, so an answer cannot be taken for another's.
@@ -430,6 +442,7 @@ impl Core {
                     until,
                 });
                 worker.applied = None;
+                worker.waits_for.clear();
             }
             self.send(id, down::Body::CopyState(copy), fx);
         }

@@ -8,12 +8,17 @@
 mod checkpoint;
 mod finish;
 mod generation;
+mod hang;
 mod links;
+mod loss;
 mod measured;
 mod membership;
 mod planted;
 mod quarantine;
 mod receipt;
+mod report;
+mod roster;
+mod speed;
 mod step;
 mod store;
 
@@ -26,12 +31,17 @@ use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
 use checkpoint::OpenCheckpoint;
 pub use checkpoint::{RECEIPTS_KEPT, manifest_file, without_lanes};
+use hang::Told;
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
+use loss::Loss;
 use measured::{Measured, RoundTrips, millis};
 #[doc(hidden)]
 pub use planted::Planted;
 pub use receipt::LANE_DIGEST_BYTES;
+use report::Decided;
+use roster::Departures;
+use speed::Speed;
 use store::Written;
 
 /// Milliseconds on the shell's monotonic clock.
@@ -50,8 +60,14 @@ pub struct Settings {
     pub pairs_per_lane: u64,
     /// Optimizer updates in total.
     pub steps_total: u64,
-    /// Below this the run waits.
+    /// Below this no step is committed.
     pub min_workers: usize,
+    /// So many get lanes at most; 0: as many as there are lanes.
+    pub max_workers: usize,
+    /// Beyond them, so many follow without lanes.
+    pub spares: usize,
+    /// A gradient that is not finite is not applied and the run goes on; otherwise it ends.
+    pub skip_non_finite: bool,
     /// So many are expected; gathering ends early when they are there.
     pub expected_workers: usize,
     /// Every time by which the run decides, before anything was measured.
@@ -151,6 +167,8 @@ pub enum Event {
         /// How it differs.
         how: String,
     },
+    /// Finish the open step, write a checkpoint and end.
+    Drain,
     /// Time passed.
     Tick,
 }
@@ -248,7 +266,14 @@ struct Worker {
     fingerprint: String,
     device: v1::Device,
     last_seen: Millis,
+    /// What was said then.
+    last_said: &'static str,
+    /// Its last heartbeat.
+    beat: v1::Heartbeat,
     round_trips: RoundTrips,
+    speed: Speed,
+    /// What it was told that it waits for.
+    waits_for: String,
     applied: Option<u64>,
     applied_digest: Option<Digest>,
     pending_digest: Option<Digest>,
@@ -281,8 +306,24 @@ pub struct Core {
     /// The worker of each session.
     sessions: BTreeMap<u64, u64>,
     generation: u64,
+    /// Of the event that is being applied.
+    now: Millis,
     last_tick: Millis,
     measured: Measured,
+    departures: BTreeMap<u64, Departures>,
+    /// Who may take part may have changed.
+    look: bool,
+    /// A ready came that was not looked at.
+    heard_ready: bool,
+    /// When the open step, or its generation, began.
+    step_since: Millis,
+    /// Steps committed since lanes were cut.
+    steps_of_cut: u64,
+    /// The run ends here for now: its last step, or the end of the step in which it was asked to.
+    stop_at: u64,
+    decided_lately: VecDeque<Decided>,
+    /// The last step of which it was said that it hangs.
+    hang_told: Told,
     /// Loads and copies asked for in this term.
     requests: u64,
     /// Committed updates: the open step.
@@ -330,8 +371,17 @@ impl Core {
             workers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             generation: durable.generation,
+            now,
             last_tick: now,
             measured: Measured::default(),
+            departures: BTreeMap::new(),
+            look: true,
+            heard_ready: false,
+            step_since: now,
+            steps_of_cut: 0,
+            stop_at: settings.steps_total,
+            decided_lately: VecDeque::new(),
+            hang_told: Told::default(),
             requests: 0,
             committed: 0,
             decided: durable.committed.max(receipts_durable),
@@ -367,6 +417,7 @@ impl Core {
         let phase = match self.phase {
             Phase::Gathering { .. } => "gathering",
             Phase::Loading { .. } => "loading",
+            Phase::Training | Phase::Finishing if self.is_draining() => "draining",
             Phase::Training => "training",
             Phase::Finishing => "finishing",
             Phase::Over => "finished",
@@ -396,9 +447,14 @@ impl Core {
             self.hear_store(now, event, &mut fx);
             return fx;
         }
+        self.now = now;
         let workers = self.workers.len();
         let beat = matches!(event, Event::Message(_, up::Body::Heartbeat(_)));
-        let ready = matches!(event, Event::Message(_, up::Body::Ready(_)));
+        let report = matches!(
+            event,
+            Event::Message(_, up::Body::Ready(_) | up::Body::Applied(_))
+        );
+        self.look |= !beat && !report;
         match event {
             Event::Hello(session, hello) => self.hello(now, session, hello, &mut fx),
             Event::Message(session, body) => {
@@ -408,7 +464,7 @@ impl Core {
             }
             Event::Gone(session) => {
                 if let Some(id) = self.by_session(session) {
-                    self.lose(now, id, "its connection closed", &mut fx);
+                    self.lose(now, id, Loss::Closed, &mut fx);
                 }
             }
             Event::ReceiptsDurable { below } => {
@@ -425,19 +481,22 @@ impl Core {
             | Event::StoreBack { .. }) => {
                 self.hear_store(now, event, &mut fx);
             }
+            Event::Drain => self.drain(&mut fx),
             Event::Tick => {
                 self.silence(now, &mut fx);
                 self.renew(now, &mut fx);
                 self.measure_round_trips(&mut fx);
+                self.say_hang(&mut fx);
             }
         }
         // With ten thousand workers most events are heartbeats and readiness of some: they leave their
         // record and decide nothing, and looking at everybody for each would cost their number squared.
         let lost = self.workers.len() != workers;
-        let waits = beat || ready && self.ready.len() < self.members.len();
+        let waits = beat || report && self.ready.len() < self.members.len();
         if lost || !waits {
             self.advance(now, &mut fx);
             self.say_store_waits(&mut fx);
+            self.remember_decisions(&fx);
             self.check_invariants();
         }
         fx
@@ -445,7 +504,14 @@ impl Core {
 
     /// Does what the facts allow.
     fn advance(&mut self, now: Millis, fx: &mut Vec<Effect>) {
+        if self.look && !matches!(self.phase, Phase::Training) {
+            self.look = false;
+            self.tell_waiting(fx);
+        }
         match &self.phase {
+            Phase::Gathering { .. } | Phase::Loading { .. } if self.is_draining() => {
+                self.end_drained(fx);
+            }
             Phase::Gathering { since } => self.advance_gathering(*since, now, fx),
             Phase::Loading { .. } => self.advance_loading(now, fx),
             Phase::Training => self.advance_training(now, fx),
@@ -459,6 +525,7 @@ impl Core {
             return;
         };
         worker.last_seen = now;
+        worker.last_said = report::name(&body);
         match body {
             up::Body::Hello(_) | up::Body::Applied(_) => {}
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
@@ -485,7 +552,7 @@ impl Core {
             up::Body::LinkId(link_id) => self.take_link_id(now, id, link_id, fx),
             up::Body::Leaving(leaving) => {
                 worker.leaving = true;
-                let text = format!("worker {id} leaves: {}", leaving.reason);
+                let text = format!("worker {id} leaves after its step: {}", leaving.reason);
                 self.about(id, Reason::WorkerLeaving, text, fx);
             }
             up::Body::Fatal(fatal) => self.fail(format!("worker {id}: {}", fatal.error), fx),
@@ -498,27 +565,35 @@ impl Core {
     /// When it does not: going on would commit something wrong.
     fn check_invariants(&self) {
         if self.phase == Phase::Training {
-            let nodes = self.nodes_now.values().flatten().copied();
-            let tiled = lanes::tiles_exactly(self.s.lanes, nodes);
-            assert!(tiled.is_ok(), "step {}: {tiled:?}", self.committed);
             assert!(
-                self.committed < self.s.steps_total,
+                self.committed < self.stop_at,
                 "training beyond the last step"
             );
-            let known = self.members.iter().all(|m| self.workers.contains_key(m));
-            assert!(known, "a member without a session");
+            assert!(self.ready.len() <= self.members.len(), "a ready of nobody");
         }
         let fenced = self
             .ready
-            .values()
-            .all(|r| r.step == self.committed && r.generation == self.generation);
+            .first_key_value()
+            .is_none_or(|(_, r)| r.step == self.committed && r.generation == self.generation);
         assert!(fenced, "a ready of another step or generation is kept");
-        assert!(self.members.is_sorted(), "members are looked up by halving");
         assert_eq!(
             self.sessions.len(),
             self.workers.len(),
             "two workers in one session"
         );
+    }
+
+    /// What must hold whenever members or their lanes change.
+    ///
+    /// # Panics
+    /// As [`Core::check_invariants`].
+    fn check_assignment(&self) {
+        let nodes = self.nodes_now.values().flatten().copied();
+        let tiled = lanes::tiles_exactly(self.s.lanes, nodes);
+        assert!(tiled.is_ok(), "step {}: {tiled:?}", self.committed);
+        let known = self.members.iter().all(|m| self.workers.contains_key(m));
+        assert!(known, "a member without a session");
+        assert!(self.members.is_sorted(), "ranks follow ids");
     }
 
     fn emit(&self, fill: impl FnOnce(&mut v1::RunEvent), fx: &mut Vec<Effect>) {
@@ -560,16 +635,18 @@ impl Core {
         }
     }
 
-    fn send_all(&self, ids: &[u64], body: down::Body, fx: &mut Vec<Effect>) {
-        let sessions = ids.iter().filter_map(|id| self.workers.get(id));
-        let sessions: Vec<u64> = sessions.map(|worker| worker.session).collect();
+    /// The same to several workers.
+    fn send_all<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a u64>,
+        body: down::Body,
+        fx: &mut Vec<Effect>,
+    ) {
+        let sessions = ids.into_iter().filter_map(|id| self.workers.get(id));
+        let sessions: Vec<u64> = sessions.map(|w| w.session).collect();
         if !sessions.is_empty() {
             fx.push(Effect::SendAll(sessions, Box::new(body)));
         }
-    }
-
-    fn is_member(&self, id: u64) -> bool {
-        self.members.binary_search(&id).is_ok()
     }
 
     /// The worker takes the place of whoever has its id.
@@ -579,10 +656,12 @@ impl Core {
         self.workers.insert(id, worker);
     }
 
+    /// A worker's session is no session of the run any more.
     fn remove_worker(&mut self, id: u64) {
         if let Some(worker) = self.workers.remove(&id) {
             self.sessions.remove(&worker.session);
         }
+        self.look = true;
     }
 
     fn fail(&mut self, reason: String, fx: &mut Vec<Effect>) {

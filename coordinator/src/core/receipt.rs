@@ -48,13 +48,22 @@ impl Core {
         let digest = first.and_then(|r| Digest::from_bytes(&r.sum_digest));
         let first_position = step * share;
         let quarantine = self.durable.quarantine.at(step).cloned().collect();
+        let skipped = self.ready.values().any(|r| !r.finite);
+        let mut receipt = folded(lanes.values().copied(), f64::from(self.s.micro_batches));
+        if skipped {
+            // No number in JSON says what they are.
+            for loss in [&mut receipt.mlm_loss, &mut receipt.itm_loss] {
+                *loss = if loss.is_finite() { *loss } else { 0.0 };
+            }
+        }
         Ok(v1::StepRecord {
             step,
+            skipped,
             sum_digest: digest.map(|d| d.to_string()).unwrap_or_default(),
             first_position,
             last_position: first_position + share - 1,
             quarantine,
-            ..folded(lanes.values().copied(), f64::from(self.s.micro_batches))
+            ..receipt
         })
     }
 }

@@ -58,6 +58,10 @@ fn settings(workers: u64, lanes: u32) -> Settings {
         pairs_per_lane: 32,
         steps_total: u64::from(u32::MAX),
         min_workers: 1,
+        max_workers: 0,
+        // Everybody follows, with or without lanes.
+        spares: workers as usize,
+        skip_non_finite: false,
         expected_workers: workers as usize,
         timeouts: Timeouts::new(Duration::from_secs(10)),
         checkpoint_every: 1000,

@@ -38,6 +38,7 @@ impl Core {
                 step: pending.step,
                 sum: pending.sum,
                 snapshot_parts,
+                skip: !pending.finite,
             });
         }
     }

@@ -164,6 +164,9 @@ pub enum Effect {
         step: u64,
         sum: Arc<Vec<f32>>,
         snapshot_parts: Vec<u32>,
+        /// The gradient is not finite: the step counts, and nothing is changed. It follows from the
+        /// bits, so everybody does the same.
+        skip: bool,
     },
     /// Initialise (empty manifest) or load a checkpoint.
     Load { step: u64, manifest: String },
@@ -202,6 +205,7 @@ struct Pending {
     step: u64,
     sum: Arc<Vec<f32>>,
     digest: Digest,
+    finite: bool,
 }
 
 #[derive(Debug)]
@@ -463,8 +467,8 @@ impl Core {
                     effects.push(Effect::Measured { step, round_trip });
                 }
             }
-            // The shell measures round trips.
-            down::Body::Echo(_) => {}
+            // The shell measures round trips, and says what is waited for.
+            down::Body::Echo(_) | down::Body::Wait(_) => {}
             down::Body::Refused(r) => effects.push(Effect::Exit {
                 success: false,
                 reason: format!("refused by the coordinator: {}", r.reason),
@@ -581,6 +585,7 @@ impl Core {
             step,
             sum: Arc::new(sum),
             digest,
+            finite,
         });
         self.phase = Phase::Ready;
         fx.push(Effect::Send(up::Body::Ready(ready)));

@@ -390,6 +390,7 @@ impl Case {
             decay_power: config["decay_power"].as_f64().unwrap_or(1.0),
             betas: [0.9, 0.98],
             epsilon: 1e-8,
+            non_finite: belfry_configs::NonFinite::Fail,
         };
         let steps = number("max_steps") as u64;
         let warmup = optim.warmup as u64;

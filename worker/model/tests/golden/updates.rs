@@ -150,6 +150,7 @@ fn learning_rates_are_the_authors() {
                 decay_power: power,
                 betas: [0.9, 0.98],
                 epsilon: 1e-8,
+                non_finite: belfry_configs::NonFinite::Fail,
             };
             let (steps, warmup) = (number("max_steps") as u64, number("warmup") as u64);
             let adam = AdamW::new(optim, steps, warmup, Vec::new());
