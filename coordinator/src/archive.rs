@@ -12,10 +12,10 @@ use shard_tools::store::{Created, Root, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::core::{Durable, Event, manifest_file, without_lanes};
+use crate::core::{Durable, Event, without_lanes};
 use crate::error::CoordinatorError;
 use crate::journal::Entry;
-use crate::{identity, ledger};
+use crate::{identity, ledger, stored};
 
 /// Writes that may wait: the core has one checkpoint, one batch of receipts and a few evaluations
 /// under way.
@@ -29,6 +29,10 @@ pub enum Job {
     Receipts(Vec<v1::StepRecord>),
     /// A checkpoint: step, receipts that come before it, parts.
     Checkpoint(u64, Vec<v1::StepRecord>, Vec<v1::PartStored>),
+    /// Delete the checkpoints of these steps.
+    Prune(Vec<u64>),
+    /// What a step's checkpoint cost.
+    Cost(u64, v1::CheckpointMade),
     /// An evaluation.
     Evaluation(v1::Evaluated),
 }
@@ -52,6 +56,16 @@ pub fn open(
 }
 
 async fn write(root: &Root, run_id: &str, job: Job) -> Option<Event> {
+    match &job {
+        Job::Prune(steps) => return prune(root, steps).await,
+        Job::Cost(step, made) => {
+            if let Err(error) = stored::put_cost(root, *step, made).await {
+                tracing::warn!(step, %error, "what a checkpoint cost is not written down");
+            }
+            return None;
+        }
+        _ => {}
+    }
     let (what, checkpoint, outcome) = match &job {
         Job::Receipts(receipts) => (
             "the ledger".to_owned(),
@@ -63,6 +77,7 @@ async fn write(root: &Root, run_id: &str, job: Job) -> Option<Event> {
             Some(*step),
             put_checkpoint(root, run_id, *step, receipts, parts).await,
         ),
+        Job::Prune(_) | Job::Cost(..) => return None,
         Job::Evaluation(evaluated) => (
             format!("the evaluation of step {}", evaluated.step),
             None,
@@ -76,7 +91,7 @@ async fn write(root: &Root, run_id: &str, job: Job) -> Option<Event> {
                     below: last.step + 1,
                 }),
                 Job::Checkpoint(step, ..) => Some(Event::CheckpointDurable { step }),
-                Job::Evaluation(_) => None,
+                Job::Prune(_) | Job::Cost(..) | Job::Evaluation(_) => None,
             };
         }
         Ok(Some(difference)) => (difference, true),
@@ -101,14 +116,20 @@ async fn put_checkpoint(
     if let Some(difference) = ledger::append(root, receipts).await? {
         return Ok(Some(difference));
     }
-    let parts: Vec<Value> = parts
-        .iter()
-        .map(|p| json!({"part": p.part, "file": p.file, "sha256": p.sha256, "bytes": p.bytes}))
-        .collect();
-    let manifest = json!({
-        "schema_version": 1, "step": step, "run_id": run_id, "parts": parts,
-    });
-    create_or_equal(root, &manifest_file(step), &manifest).await
+    stored::put_manifest(root, run_id, step, parts).await
+}
+
+/// Deletes checkpoints; those that could not be are asked for again.
+async fn prune(root: &Root, steps: &[u64]) -> Option<Event> {
+    let mut left = steps.to_vec();
+    while let Some(step) = left.last() {
+        if let Err(error) = stored::delete(root, *step).await {
+            let error = error.to_string();
+            return Some(Event::NotPruned { steps: left, error });
+        }
+        left.pop();
+    }
+    None
 }
 
 async fn put_evaluation(root: &Root, e: &v1::Evaluated) -> Result<Option<String>, StoreError> {
@@ -160,18 +181,13 @@ pub async fn put_result(
     put.map_err(|e| CoordinatorError::store("cannot write result.json", e))
 }
 
-/// Steps of the checkpoints whose manifests stand.
+/// Steps of the checkpoints that a run may begin from.
 ///
 /// # Errors
 /// [`CoordinatorError::Store`].
 pub async fn checkpoints(root: &Root) -> Result<BTreeSet<u64>, CoordinatorError> {
-    let listed = root.list("checkpoints").await;
-    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))?;
-    let step_of = |key: &str| -> Option<u64> {
-        let folder = key.strip_suffix("/manifest.json")?;
-        folder.rsplit_once("step-")?.1.parse().ok()
-    };
-    Ok(listed.iter().filter_map(|(key, _)| step_of(key)).collect())
+    let usable = stored::usable(root).await;
+    usable.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))
 }
 
 /// What earlier terms made durable.
@@ -179,7 +195,32 @@ pub async fn checkpoints(root: &Root) -> Result<BTreeSet<u64>, CoordinatorError>
 /// # Errors
 /// [`CoordinatorError`], naming the file.
 pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorError> {
-    let manifests = checkpoints(root).await?;
+    let found = stored::list(root).await;
+    let found = found.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))?;
+    let steps = |wanted: fn(&stored::Stored) -> bool| {
+        let found = found.values().filter(move |s| wanted(s));
+        found.map(|stored| stored.step).collect()
+    };
+    let quarantine = journal.quarantine.iter().cloned().map(v1::Shard::from);
+    Ok(Durable {
+        generation: journal.generation,
+        committed: journal.committed,
+        horizon: journal.horizon,
+        members: journal.members.clone(),
+        quarantine: quarantine.collect(),
+        data: identity::read(root).await?,
+        receipts: ledger::read(root, |receipt| without_lanes(&receipt)).await?,
+        evaluations: evaluations(root).await?,
+        manifests: steps(stored::Stored::is_usable),
+        corrupt: steps(|stored| stored.corrupt && stored.made.is_some()),
+    })
+}
+
+/// The run's evaluations, by step.
+///
+/// # Errors
+/// [`CoordinatorError`], naming the file.
+pub async fn evaluations(root: &Root) -> Result<BTreeMap<u64, v1::Evaluated>, CoordinatorError> {
     let listed = root.list("metrics").await;
     let listed = listed.map_err(|e| CoordinatorError::store("cannot list the evaluations", e))?;
     let mut evaluations = BTreeMap::new();
@@ -193,18 +234,7 @@ pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorEr
             .map_err(|reason| CoordinatorError::Corrupt { file, reason })?;
         evaluations.insert(evaluated.step, evaluated);
     }
-    let quarantine = journal.quarantine.iter().cloned().map(v1::Shard::from);
-    Ok(Durable {
-        generation: journal.generation,
-        committed: journal.committed,
-        horizon: journal.horizon,
-        members: journal.members.clone(),
-        quarantine: quarantine.collect(),
-        data: identity::read(root).await?,
-        receipts: ledger::read(root, |receipt| without_lanes(&receipt)).await?,
-        evaluations,
-        manifests,
-    })
+    Ok(evaluations)
 }
 
 fn parse_evaluation(bytes: &[u8]) -> Result<v1::Evaluated, String> {

@@ -11,7 +11,8 @@ pub mod journal;
 pub mod ledger;
 mod rpc;
 mod shell;
+pub mod stored;
 
-pub use archive::{RESULT_FILE, checkpoints};
+pub use archive::{RESULT_FILE, checkpoints, evaluations};
 pub use error::CoordinatorError;
 pub use shell::{Outcome, ServeOptions, run_id, serve};

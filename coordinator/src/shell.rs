@@ -20,6 +20,7 @@ use crate::error::CoordinatorError;
 use crate::identity;
 use crate::journal::{Entry, Journal};
 use crate::rpc::{FromRpc, Outbox, Service, Watched};
+use crate::stored::scrub::scrub;
 
 /// Messages that may wait for the loop.
 const INBOX_MAX: usize = 1024;
@@ -97,6 +98,12 @@ pub async fn serve(
 
     let (stored, mut answers) = mpsc::channel(STORED_MAX);
     let (archive, writing) = archive::open(options.root.clone(), options.run_id, stored);
+    let (found, mut rotten) = mpsc::channel(1);
+    let hours = options.config.checkpoint.scrub_hours;
+    let scrubbing = (hours > 0.0).then(|| {
+        let every = Duration::from_secs_f64(hours * 3600.0);
+        tokio::spawn(scrub(options.root.clone(), every, found))
+    });
     let mut shell = Shell {
         core: Core::new(0, settings, durable),
         journal,
@@ -116,6 +123,10 @@ pub async fn serve(
                 None => continue,
             },
             Some(event) = answers.recv() => event,
+            Some(verdict) = rotten.recv() => Event::CheckpointCorrupt {
+                step: verdict.step,
+                faults: verdict.faults,
+            },
             _ = tick.tick() => Event::Tick,
             () = &mut shutdown => {
                 let reason = "the coordinator was asked to stop".to_owned();
@@ -131,6 +142,9 @@ pub async fn serve(
         }
     };
     drop(answers);
+    if let Some(scrubbing) = scrubbing {
+        scrubbing.abort();
+    }
     // Streams end when their senders are dropped, with everything that was said in them.
     drop(shell);
     let _ = stop.send(());
@@ -157,8 +171,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         min_workers: config.cluster.min_workers as usize,
         expected_workers: expected as usize,
         stall_ms: (config.cluster.max_stall_seconds * 1000.0) as u64,
-        checkpoint_every: config.checkpoint.every_steps,
-        checkpoint_parts: config.checkpoint.parts,
+        checkpoint: config.checkpoint.clone(),
         nodes_max: config.cluster.nodes_per_worker_max,
         evaluates: !config.data.validation.is_empty(),
         links: match (config.collective.transport, config.collective.hierarchical) {
@@ -243,6 +256,8 @@ impl Shell {
                 receipts,
                 parts,
             } => self.store(Job::Checkpoint(step, receipts, parts)).await,
+            Effect::Prune(steps) => self.store(Job::Prune(steps)).await,
+            Effect::StoreCost(step, made) => self.store(Job::Cost(step, made)).await,
             Effect::StoreEvaluation(evaluated) => self.store(Job::Evaluation(evaluated)).await,
             Effect::StoreResult {
                 exported,

@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use belfry_model::ParamTable;
 use belfry_proto::v1::PartStored;
-use belfry_worker::checkpoint::{folder, load, store_part};
+use belfry_worker::checkpoint::{encode_part, folder, load};
 use belfry_worker::held::{HeldState, Place};
 use belfry_worker::open_device;
-use belfry_worker::state::TrainState;
+use belfry_worker::optimizer::AdamW;
+use belfry_worker::spare::Spare;
+use belfry_worker::state::{TrainState, optimizer};
 use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
@@ -20,7 +22,7 @@ use shard_tools::store::Root;
 use super::Case;
 use super::step::on_host;
 use super::table::{Report, gigabytes, seconds};
-use super::timing::Rounds;
+use super::timing::{Rounds, peak_bytes, reset_peak};
 use super::worker::synthetic_state;
 
 /// Folder under the given root that this benchmark alone writes in.
@@ -47,8 +49,29 @@ struct Times {
     put: Rounds,
     get: Rounds,
     copy: Rounds,
-    stall: Rounds,
     fetch: Rounds,
+    update: Updates,
+}
+
+/// What an update takes.
+#[derive(Default)]
+struct Updates {
+    /// With nobody reading the old state.
+    in_place: Rounds,
+    /// While a checkpoint reads it.
+    elsewhere: Rounds,
+    /// The first checkpoint's: buffers that nobody has touched ahead.
+    untouched: Rounds,
+    /// A copy of the state and an update of the copy: what it replaces.
+    of_a_clone: Rounds,
+    /// Memory of the process beside the state, before and while a checkpoint is open.
+    peaks: (u64, u64),
+}
+
+impl Updates {
+    fn stall(&self) -> f64 {
+        (self.elsewhere.median() - self.in_place.median()).max(0.0)
+    }
 }
 
 /// Measures and prints.
@@ -68,6 +91,7 @@ pub async fn run(arguments: CheckpointArguments) -> anyhow::Result<()> {
     let bench = Store {
         root,
         table: tower.table(),
+        optimizer: optimizer(&config, &tower),
         state: Arc::new(HeldState::Host(state)),
         apart,
         parts: config.checkpoint.parts,
@@ -94,6 +118,7 @@ fn clean(folder: &Path) -> anyhow::Result<()> {
 struct Store<'a> {
     root: Root,
     table: &'a ParamTable,
+    optimizer: AdamW,
     /// In host memory.
     state: Arc<HeldState>,
     /// The device, if it has a memory of its own.
@@ -120,8 +145,11 @@ impl Store<'_> {
         let loaded = load(&self.root, &manifest, self.table).await?;
         times.load.add(begun.elapsed().as_secs_f64());
         ensure!(loaded == *host, "what was loaded is not what was stored");
-        copies(host, loaded, times);
+        copy(host, loaded, times);
         self.raw(&stored, times).await?;
+        if self.apart.is_none() {
+            self.updates(&mut times.update)?;
+        }
         Ok(stored.iter().map(|part| part.bytes).sum())
     }
 
@@ -129,11 +157,11 @@ impl Store<'_> {
     async fn store(&self, held: &HeldState) -> anyhow::Result<Vec<PartStored>> {
         let mut stored = Vec::new();
         for part in 0..self.parts {
-            let one = store_part(&self.root, held, self.table, part, self.parts).await;
-            if !one.error.is_empty() {
-                bail!("{}", one.error);
-            }
-            stored.push(one);
+            let encoded =
+                tokio::task::block_in_place(|| encode_part(held, self.table, part, self.parts))?;
+            let file = format!("{}/{}", folder(held.step()), encoded.stored.file);
+            self.root.put_large(&file, encoded.bytes).await?;
+            stored.push(encoded.stored);
         }
         let parts: Vec<_> = stored
             .iter()
@@ -144,6 +172,47 @@ impl Store<'_> {
         let file = format!("{}/manifest.json", folder(step));
         self.root.put(&file, Bytes::from(manifest)).await?;
         Ok(stored)
+    }
+
+    /// The update behind a snapshot beside the usual one, on a state of its own.
+    fn updates(&self, times: &mut Updates) -> anyhow::Result<()> {
+        let gradient = vec![1e-3; self.table.elements()];
+        let timed = |held: &mut Arc<HeldState>, spare: &mut Spare| {
+            let begun = Instant::now();
+            let elsewhere = HeldState::update(held, &self.optimizer, &gradient, spare);
+            (begun.elapsed().as_secs_f64(), elsewhere)
+        };
+        reset_peak();
+        let mut spare = Spare::default();
+        let mut held = Arc::clone(&self.state);
+        times.untouched.add(timed(&mut held, &mut spare).0);
+        let (usual, elsewhere) = timed(&mut held, &mut spare);
+        ensure!(!elsewhere, "nobody reads this state");
+        times.in_place.add(usual);
+        let expected = held.host()?.digest();
+        times.peaks.0 = peak_bytes().unwrap_or(0);
+        // The same two updates, the second behind a snapshot whose buffers were touched ahead.
+        spare.returns().give(held);
+        let mut held = Arc::clone(&self.state);
+        timed(&mut held, &mut spare);
+        spare.prepare(gradient.len());
+        spare.wait();
+        let read = Arc::clone(&held);
+        let (behind, elsewhere) = timed(&mut held, &mut spare);
+        ensure!(elsewhere, "a checkpoint reads this state");
+        times.elsewhere.add(behind);
+        ensure!(
+            held.host()?.digest() == expected,
+            "an update elsewhere has other bits"
+        );
+        times.peaks.1 = peak_bytes().unwrap_or(0);
+        drop(held);
+        drop(spare);
+        let begun = Instant::now();
+        let mut clone = read.host()?.clone();
+        clone.update(&self.optimizer, &gradient);
+        times.of_a_clone.add(begun.elapsed().as_secs_f64());
+        Ok(())
     }
 
     /// The same bytes, part by part, without hash, names or order.
@@ -164,19 +233,14 @@ impl Store<'_> {
     }
 }
 
-/// A copy into memory that is there, and the copy that the next update makes of a state in host
-/// memory while a checkpoint still reads it.
-fn copies(state: &TrainState, mut target: TrainState, times: &mut Times) {
+/// A copy into memory that is there.
+fn copy(state: &TrainState, mut target: TrainState, times: &mut Times) {
     let begun = Instant::now();
     target.parameters.copy_from_slice(&state.parameters);
     target.exp_avg.copy_from_slice(&state.exp_avg);
     target.exp_avg_sq.copy_from_slice(&state.exp_avg_sq);
     std::hint::black_box(&target);
     times.copy.add(begun.elapsed().as_secs_f64());
-    drop(target);
-    let begun = Instant::now();
-    std::hint::black_box(state.clone());
-    times.stall.add(begun.elapsed().as_secs_f64());
 }
 
 fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Store<'_>) {
@@ -213,24 +277,18 @@ fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Sto
         let words = format!("{}, {name}", rate(floor));
         report.row(what, rate(time), words, floor / time);
     }
-    let (what, waited, why) = match bench.apart {
-        None => (
-            "stall of a step",
-            &times.stall,
-            "stall: the copy that the next update makes while a checkpoint still reads the state; \
-             all else runs beside training",
-        ),
-        Some(_) => (
-            "device to host",
-            &times.fetch,
-            "device to host: the device's queue waits while the state is read, once per \
-             checkpoint; all else runs beside training",
-        ),
-    };
-    let waited = waited.median();
-    let floor = format!("{}, memcpy", seconds(copy));
-    report.row(what, seconds(waited), floor, waited / copy);
-    report.note(why);
+    match bench.apart {
+        None => print_stall(&times.update, copy, &mut report),
+        Some(_) => {
+            let (fetched, floor) = (times.fetch.median(), format!("{}, memcpy", seconds(copy)));
+            report.row("device to host", seconds(fetched), floor, fetched / copy);
+            report.note(
+                "device to host: the device's queue waits while the state is read, once per \
+                 checkpoint and part by part; all else runs beside training",
+            );
+            report.json("stall_seconds", fetched);
+        }
+    }
     report.json("bytes", bytes);
     for (key, rounds) in [
         ("store_seconds", &times.store),
@@ -241,6 +299,39 @@ fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Sto
     ] {
         report.json(key, rounds.median());
     }
-    report.json("stall_seconds", waited);
     report.print();
+}
+
+/// What the update behind a snapshot takes longer.
+fn print_stall(times: &Updates, copy: f64, report: &mut Report) {
+    let floor = format!("{}, memcpy", seconds(copy));
+    let (usual, stall) = (times.in_place.median(), times.stall());
+    let rows = [
+        ("update in place", usual),
+        ("update while a checkpoint reads", times.elsewhere.median()),
+        ("the same, buffers untouched", times.untouched.median()),
+        ("the same by a copy", times.of_a_clone.median()),
+        ("stall of a step", stall),
+        ("stall by a copy", times.of_a_clone.median() - usual),
+    ];
+    for (what, time) in rows {
+        report.row(what, seconds(time), floor.clone(), time / copy);
+    }
+    report.note(
+        "stall: how much longer than in place the update takes that writes beside a state which a \
+         checkpoint still reads; all else runs beside training. Its buffers are touched ahead, off \
+         the training thread, once per run",
+    );
+    let (before, open) = (times.peaks.0 as f64, times.peaks.1 as f64);
+    let memory = format!("{} while a checkpoint is open", gigabytes(open));
+    report.note(format!("memory: {memory}, {} otherwise", gigabytes(before)));
+    for (key, value) in [
+        ("stall_seconds", stall),
+        ("update_seconds", usual),
+        ("update_elsewhere_seconds", times.elsewhere.median()),
+        ("clone_stall_seconds", times.of_a_clone.median() - usual),
+        ("peak_bytes", open),
+    ] {
+        report.json(key, value);
+    }
 }

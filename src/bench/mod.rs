@@ -17,7 +17,7 @@ mod pack;
 mod reduce;
 mod run_file;
 mod step;
-mod table;
+pub mod table;
 mod timing;
 mod trace;
 mod worker;

@@ -18,8 +18,11 @@ impl World {
             min_workers: 1,
             expected_workers: self.sizes.workers,
             stall_ms: self.sizes.stall_ms,
-            checkpoint_every: self.sizes.checkpoint_every,
-            checkpoint_parts: self.sizes.parts,
+            checkpoint: belfry_configs::Checkpoint {
+                every_steps: self.sizes.checkpoint_every,
+                parts: self.sizes.parts,
+                ..Default::default()
+            },
             nodes_max: 4,
             evaluates: true,
             links: self.sizes.links,
@@ -99,6 +102,14 @@ impl World {
                     Happening::Stored(life, Job::Checkpoint(step, receipts)),
                 );
             }
+            E::Prune(steps) => {
+                let newest = self.durable.manifests.last().copied();
+                for step in steps {
+                    assert_ne!(Some(step), newest, "the newest checkpoint is kept");
+                    self.durable.manifests.remove(&step);
+                }
+            }
+            E::StoreCost(..) => {}
             E::StoreEvaluation(evaluated) => {
                 self.durable.evaluations.insert(evaluated.step, evaluated);
             }

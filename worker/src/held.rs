@@ -4,6 +4,8 @@
 //! vectors. A device's state comes to the host when somebody asks for the first time, and once;
 //! a step on which nobody asks moves no weight. Read-only between two updates.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use belfry_collective::StateSource;
@@ -14,6 +16,7 @@ use burn::tensor::{Tensor, TensorData};
 use crate::error::WorkerError;
 use crate::optimizer::AdamW;
 use crate::optimizer_on_device::{self, Tensors};
+use crate::spare::Spare;
 use crate::state::TrainState;
 
 /// Where states are trained.
@@ -125,14 +128,30 @@ impl HeldState {
             HeldState::Host(state) => Ok(state),
             HeldState::Device(state) => {
                 let read = state.host.get_or_init(|| state.read());
-                read.as_ref().map_err(|reason| {
-                    let step = state.step;
-                    WorkerError::Internal(format!(
-                        "step {step}: no state from the device: {reason}"
-                    ))
-                })
+                read.as_ref().map_err(|reason| lost(state.step, reason))
             }
         }
+    }
+
+    /// Elements `range` of its three vectors, read where they are; a device is asked for them alone,
+    /// so that neither its queue nor the host's memory holds more than they are.
+    ///
+    /// # Errors
+    /// As [`HeldState::host`].
+    pub fn range(&self, range: Range<usize>) -> Result<[Cow<'_, [f32]>; 3], WorkerError> {
+        if let HeldState::Device(state) = self
+            && state.host.get().is_none()
+        {
+            let read = state.tensors.each_ref().map(|tensor| {
+                let there = tensor.clone().slice([range.clone()]);
+                let values = there.try_into_vec_as::<f32>();
+                values.map_err(|e| lost(state.step, &e.to_string()))
+            });
+            let [parameters, exp_avg, exp_avg_sq] = read;
+            return Ok([parameters?, exp_avg?, exp_avg_sq?].map(Cow::Owned));
+        }
+        let tensors = self.host()?.tensors();
+        Ok(tensors.map(|tensor| Cow::Borrowed(&tensor[range.clone()])))
     }
 
     /// Its parameters as weights that products of this arithmetic read, on `device`. In host memory
@@ -157,21 +176,30 @@ impl HeldState {
         Ok(weights.multiplied_in(matmul))
     }
 
-    /// One update with the mean gradient of this step. In host memory it happens in place unless
-    /// somebody still reads the old state.
-    pub fn update(held: &mut Arc<Self>, optimizer: &AdamW, gradient: &[f32]) {
+    /// One update with the mean gradient of this step. In host memory it happens in place, or into
+    /// `spare` if somebody still reads the old state. Says which: whether it went elsewhere.
+    pub fn update(
+        held: &mut Arc<Self>,
+        optimizer: &AdamW,
+        gradient: &[f32],
+        spare: &mut Spare,
+    ) -> bool {
         if let Some(HeldState::Host(state)) = Arc::get_mut(held) {
             state.update(optimizer, gradient);
-            return;
+            return false;
         }
-        *held = Arc::new(match &**held {
+        let next = match &**held {
             HeldState::Host(state) => {
-                let mut state = state.clone();
-                state.update(optimizer, gradient);
-                HeldState::Host(state)
+                let mut next = spare.take(state.parameters.len());
+                state.update_elsewhere(optimizer, gradient, &mut next);
+                HeldState::Host(next)
             }
             HeldState::Device(state) => state.updated(optimizer, gradient),
-        });
+        };
+        let old = std::mem::replace(held, Arc::new(next));
+        // Whoever read it may have ended meanwhile.
+        spare.returns().give(old);
+        true
     }
 }
 
@@ -200,6 +228,10 @@ impl DeviceState {
             host: OnceLock::new(),
         }))
     }
+}
+
+fn lost(step: u64, reason: &str) -> WorkerError {
+    WorkerError::Internal(format!("step {step}: no state from the device: {reason}"))
 }
 
 fn to_device(values: Vec<f32>, device: &Device) -> Tensor<1> {
@@ -267,11 +299,16 @@ mod tests {
         let held = |apart| Place::new(&Device::flex(), apart).hold(state.clone());
         let [mut there, mut here] = [true, false].map(|apart| Arc::new(held(apart)));
         let watched = Arc::clone(&here);
+        let mut spare = Spare::default();
         for _ in 0..2 {
-            HeldState::update(&mut there, &optimizer, &gradient);
-            HeldState::update(&mut here, &optimizer, &gradient);
+            HeldState::update(&mut there, &optimizer, &gradient, &mut spare);
+            HeldState::update(&mut here, &optimizer, &gradient, &mut spare);
         }
         assert_eq!(there.step(), 3);
+        let unread = matches!(&*there, HeldState::Device(d) if d.host.get().is_none());
+        assert!(unread, "an update asks for nothing");
+        let part = |held: &HeldState| held.range(5..40).map(|r| r.map(Cow::into_owned));
+        assert_eq!(part(&there).expect("readable"), part(&here).expect("there"));
         assert_eq!(
             there.host().expect("readable").digest(),
             here.host().expect("readable").digest()

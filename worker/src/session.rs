@@ -24,6 +24,7 @@ use crate::error::WorkerError;
 use crate::held::HeldState;
 use crate::link::Link;
 use crate::optimizer::AdamW;
+use crate::snapshot::Snapshots;
 use crate::staging::{self, Staged, Staging};
 use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
@@ -100,6 +101,9 @@ pub async fn run(
                 Event::Shutdown
             }
         };
+        if let Event::Message(v1::coordinator_message::Body::Commit(commit)) = &event {
+            shell.snapshots.close(commit.closed);
+        }
         for effect in shell.core.apply(event) {
             if let Some(end) = shell.execute(effect)? {
                 // A last word (fatal, leaving) gets a moment to leave the process.
@@ -121,6 +125,7 @@ struct Shell {
     compute: Compute,
     optimizer: Arc<AdamW>,
     state: Option<Arc<HeldState>>,
+    snapshots: Snapshots,
     staging: Staging,
     /// Whether the last exchange went over links between devices.
     linked: bool,
@@ -169,8 +174,16 @@ impl Shell {
             data: compute.identity.clone(),
         };
         tracing::info!(?identity, "worker is up");
+        let snapshots = Snapshots::new(
+            options.root.clone(),
+            Arc::clone(&compute.model),
+            config.checkpoint.parts,
+            Duration::from_secs_f64(config.cluster.max_stall_seconds),
+            events.clone(),
+        );
         Ok(Shell {
             optimizer: Arc::new(optimizer(&config, &compute.model)),
+            snapshots,
             link: Link::open(options.coordinator_address_file, events.clone()),
             core: Core::new(identity),
             root: options.root,
@@ -192,6 +205,16 @@ impl Shell {
     /// Does one thing; an end of the process is returned.
     fn execute(&mut self, effect: Effect) -> Result<Option<Result<(), WorkerError>>, WorkerError> {
         match effect {
+            Effect::Send(up::Body::Hello(hello)) => {
+                self.link.send(up::Body::Hello(hello));
+                if let Some(held) = self.snapshots.held() {
+                    self.link.send(up::Body::SnapshotHeld(held));
+                }
+            }
+            Effect::Send(up::Body::Applied(mut applied)) => {
+                self.snapshots.tell_stall(&mut applied);
+                self.link.send(up::Body::Applied(applied));
+            }
             Effect::Send(body) => self.link.send(body),
             Effect::Reconnect => self.link.reset(),
             Effect::Compute {
@@ -223,7 +246,7 @@ impl Shell {
             Effect::Copy { step, sources } => self.copy(step, sources),
             Effect::StoreParts { step, parts } => {
                 let state = self.state_of(step)?;
-                self.store_parts(state, parts);
+                self.snapshots.store(&state, parts);
             }
             Effect::Evaluate { step } => {
                 let state = self.state_of(step)?;
@@ -342,16 +365,16 @@ impl Shell {
         // Nobody but a snapshot may still hold the old state, so the update happens in place.
         self.endpoint.publish_state(None);
         self.state = None;
-        let optimizer = Arc::clone(&self.optimizer);
         self.staging.clear();
+        let (snapshots, optimizer) = (&mut self.snapshots, &self.optimizer);
         let updated = tokio::task::block_in_place(move || {
             let mut state = state;
-            HeldState::update(&mut state, &optimizer, &sum);
+            snapshots.update(&mut state, optimizer, &sum);
             state
         });
         self.hold(&updated);
         if !snapshot_parts.is_empty() {
-            self.store_parts(updated, snapshot_parts);
+            self.snapshots.store(&updated, snapshot_parts);
         }
         let events = self.events.clone();
         tokio::spawn(async move { events.send(Event::Applied { step }).await });
@@ -362,27 +385,6 @@ impl Shell {
         self.state = Some(Arc::clone(state));
         self.endpoint
             .publish_state(Some(Arc::clone(state) as Arc<_>));
-    }
-
-    /// Writes checkpoint parts while training goes on; the shared state is copied by the next
-    /// apply if this still reads it.
-    fn store_parts(&self, state: Arc<HeldState>, parts: Vec<u32>) {
-        let (root, events) = (self.root.clone(), self.events.clone());
-        let model = Arc::clone(&self.compute.model);
-        let total = self.config.checkpoint.parts;
-        tokio::spawn(async move {
-            for part in parts {
-                let table = model.table();
-                let stored = checkpoint::store_part(&root, &state, table, part, total).await;
-                if !stored.error.is_empty() {
-                    tracing::error!(step = state.step(), part, error = stored.error);
-                }
-                let report = Event::Report(up::Body::PartStored(stored));
-                if events.send(report).await.is_err() {
-                    return;
-                }
-            }
-        });
     }
 
     /// Runs `acquire` and hands what it brings to the loop.

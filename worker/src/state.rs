@@ -75,6 +75,17 @@ impl TrainState {
         self.step += 1;
     }
 
+    /// The same update, written to `new`, whose content is overwritten; this state stays as it is.
+    pub fn update_elsewhere(&self, optimizer: &AdamW, gradient: &[f32], new: &mut TrainState) {
+        new.step = self.step + 1;
+        let target = State {
+            params: &mut new.parameters,
+            m: &mut new.exp_avg,
+            v: &mut new.exp_avg_sq,
+        };
+        optimizer.apply_elsewhere(self.step, self.tensors(), target, gradient);
+    }
+
     /// The digest by which workers agree on a state.
     pub fn digest(&self) -> Digest {
         let mut hash = Xxh3::new();

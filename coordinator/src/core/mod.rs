@@ -12,6 +12,7 @@ mod links;
 mod membership;
 mod quarantine;
 mod receipt;
+mod retention;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +21,8 @@ use std::ops::Range;
 use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
-use checkpoint::OpenCheckpoint;
-pub use checkpoint::{manifest_file, without_lanes};
+pub use checkpoint::without_lanes;
+use checkpoint::{Closing, OpenCheckpoint};
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
 pub use receipt::LANE_DIGEST_BYTES;
@@ -48,10 +49,8 @@ pub struct Settings {
     pub expected_workers: usize,
     /// Longest silence that is taken for life.
     pub stall_ms: Millis,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u64,
-    /// Parts of a checkpoint.
-    pub checkpoint_parts: u32,
+    /// When checkpoints are written, in how many parts, and which are kept.
+    pub checkpoint: belfry_configs::Checkpoint,
     /// Tree nodes a worker may hold.
     pub nodes_max: u32,
     /// Whether the run evaluates.
@@ -87,6 +86,8 @@ pub struct Durable {
     pub evaluations: BTreeMap<u64, v1::Evaluated>,
     /// Steps of checkpoints whose manifests exist.
     pub manifests: BTreeSet<u64>,
+    /// Steps of checkpoints that were found corrupt.
+    pub corrupt: BTreeSet<u64>,
 }
 
 /// Something happened.
@@ -118,6 +119,20 @@ pub enum Event {
         error: String,
         /// Whether what is stored differs from this run's, which ends it.
         alarm: bool,
+    },
+    /// These checkpoints could not be deleted.
+    NotPruned {
+        /// Their steps.
+        steps: Vec<u64>,
+        /// Why.
+        error: String,
+    },
+    /// A checkpoint was read again and is not what its manifest says.
+    CheckpointCorrupt {
+        /// Its step.
+        step: u64,
+        /// What is wrong, with files and places.
+        faults: Vec<String>,
     },
     /// Time passed.
     Tick,
@@ -156,6 +171,10 @@ pub enum Effect {
         /// Its parts, ascending.
         parts: Vec<v1::PartStored>,
     },
+    /// Delete the checkpoints of these steps; answered only by [`Event::NotPruned`].
+    Prune(Vec<u64>),
+    /// Keep what a checkpoint cost beside it.
+    StoreCost(u64, v1::CheckpointMade),
     /// Keep an evaluation.
     StoreEvaluation(v1::Evaluated),
     /// Write down how the run ended; what follows waits for it.
@@ -260,6 +279,12 @@ pub struct Core {
     evaluator: Option<u64>,
     exported: Option<v1::Exported>,
     checkpoint: Option<OpenCheckpoint>,
+    /// Checkpoints whose manifests are being written, by step.
+    closing: BTreeMap<u64, Closing>,
+    /// Snapshots of steps up to this one are needed no more.
+    checkpoints_closed: u64,
+    /// Checkpoints that were given up, or not deleted yet: their parts are in the way.
+    refuse: BTreeSet<u64>,
     /// Receipts that are not durable, and recent ones for watchers.
     receipts: BTreeMap<u64, v1::StepRecord>,
     /// Receipts below this step are durable.
@@ -296,6 +321,9 @@ impl Core {
             evaluator: None,
             exported: None,
             checkpoint: None,
+            closing: BTreeMap::new(),
+            checkpoints_closed: 0,
+            refuse: BTreeSet::new(),
             receipts: BTreeMap::new(),
             receipts_durable,
             storing_receipts: false,
@@ -361,18 +389,26 @@ impl Core {
                 alarm,
             } => {
                 let text = format!("{what} could not be stored: {error}");
-                if checkpoint.is_some() {
-                    self.checkpoint = None;
-                } else {
+                if checkpoint.is_none() {
                     self.storing_receipts = false;
                 }
-                if alarm || checkpoint == Some(self.s.steps_total) {
+                if alarm {
                     self.fail(text, &mut fx);
                 } else {
                     self.notice(Reason::StoreUnavailable, text, &mut fx);
+                    if let Some(step) = checkpoint {
+                        self.manifest_failed(step, &mut fx);
+                    }
                 }
             }
-            Event::Tick => self.silence(now, &mut fx),
+            Event::NotPruned { steps, error } => self.not_pruned(steps, &error, &mut fx),
+            Event::CheckpointCorrupt { step, faults } => {
+                self.checkpoint_corrupt(step, &faults, &mut fx);
+            }
+            Event::Tick => {
+                self.silence(now, &mut fx);
+                self.manifests_again(now, &mut fx);
+            }
         }
         self.advance(now, &mut fx);
         self.check_invariants();
@@ -396,7 +432,8 @@ impl Core {
         };
         worker.last_seen = now;
         match body {
-            up::Body::Hello(_) | up::Body::Applied(_) => {}
+            up::Body::Hello(_) => {}
+            up::Body::Applied(applied) => self.learn_stall(&applied),
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
             up::Body::Ready(ready) => self.take_ready(id, ready),
             up::Body::PeerTrouble(t) => {
@@ -409,7 +446,8 @@ impl Core {
             }
             up::Body::Unreadable(report) => self.take_unreadable(now, id, report, fx),
             up::Body::StateReady(ready) => self.state_ready(now, id, ready, fx),
-            up::Body::PartStored(part) => self.part_stored(part, fx),
+            up::Body::PartStored(part) => self.part_stored(id, part, fx),
+            up::Body::SnapshotHeld(held) => self.learn_snapshot(id, held, fx),
             up::Body::Evaluated(evaluated) => self.take_evaluated(id, evaluated, fx),
             up::Body::Exported(exported) => self.take_exported(id, exported, fx),
             up::Body::LinkId(link_id) => self.take_link_id(now, id, link_id, fx),

@@ -118,7 +118,8 @@ impl Core {
             let reason = text.clone();
             self.send(*id, down::Body::Refused(v1::Refused { reason }), fx);
             self.workers.remove(id);
-            self.take_back(*id, fx);
+            self.take_back(*id);
+            self.lose_parts_of(*id, fx);
         }
         let text = format!("{text} and are removed");
         self.notice(Reason::WorkerExpelled, text, fx);
@@ -153,6 +154,7 @@ impl Core {
                 last,
                 receipt: Some(receipt.clone()),
                 durable: self.receipts_durable,
+                closed: self.checkpoints_closed,
             };
             self.send(*id, down::Body::Commit(commit), fx);
         }

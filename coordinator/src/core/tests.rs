@@ -15,8 +15,11 @@ fn settings(workers: usize) -> Settings {
         min_workers: 1,
         expected_workers: workers,
         stall_ms: 1000,
-        checkpoint_every: 10,
-        checkpoint_parts: 2,
+        checkpoint: belfry_configs::Checkpoint {
+            every_steps: 10,
+            parts: 2,
+            ..Default::default()
+        },
         nodes_max: 4,
         evaluates: false,
         links: LinkPolicy::Tcp,
