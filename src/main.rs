@@ -5,9 +5,11 @@ mod bench;
 mod checkpoint;
 mod files;
 mod inspect;
+mod plan;
 mod roles;
 mod run;
 mod size;
+mod synthetic;
 mod weights;
 
 use std::path::PathBuf;
@@ -72,6 +74,10 @@ enum Command {
     },
     /// Count a model: parameters, FLOPs, training memory.
     Model(size::ModelArguments),
+    /// Say what a run will take before it starts: batch, workers, network, disk, memory, time.
+    ///
+    /// Example: belfry plan configs/pretrain-4m.toml --workers 16,32,64 --step-seconds 3.1@16
+    Plan(plan::PlanArguments),
     /// Print the resolved configuration and its hash, and check it.
     Config {
         /// The run file.
@@ -128,6 +134,7 @@ async fn run(command: Command) -> ExitCode {
             right => right.map(drop),
         },
         Command::Bench { bench } => bench::run(bench).await,
+        Command::Plan(arguments) => plan::plan(arguments).await,
         Command::Model(arguments) => size::print(&arguments),
         Command::Config { config, settings } => print_config(&config, &settings),
     };

@@ -60,9 +60,7 @@ fn report(config: &ValidConfig, trained: u64) -> String {
     ));
     lines.push(String::new());
     let pairs = u64::from(config.batch.micro_batch) * u64::from(config.batch.device_batch);
-    let (model, text_len) = (&config.model, config.data.text_len as usize);
-    let recompute = config.batch.recompute;
-    let mut memory = training_bytes(model, text_len, (pairs, trained), recompute);
+    let mut memory = worker_bytes(config, trained);
     let sum = memory.iter().map(|(_, bytes)| bytes).sum();
     memory.push(("peak of a step, about", sum));
     let title = format!("worker on the host, {pairs} pairs");
@@ -74,6 +72,25 @@ fn report(config: &ValidConfig, trained: u64) -> String {
             .map(|(name, bytes)| format!("{name:<32} {:>8.2}", gigabytes(*bytes))),
     );
     lines.join("\n") + "\n"
+}
+
+/// Memory of a worker at the peak of a step, by what holds it; `trained` as in [`training_bytes`].
+pub fn worker_bytes(config: &ValidConfig, trained: u64) -> Vec<(&'static str, u64)> {
+    let pairs = u64::from(config.batch.micro_batch) * u64::from(config.batch.device_batch);
+    let (model, text_len) = (&config.model, config.data.text_len as usize);
+    training_bytes(model, text_len, (pairs, trained), config.batch.recompute)
+}
+
+/// Multiply-accumulates of a pre-training step over so many pairs: two passes, each with a backward
+/// of twice its forward, and the vocabulary for `masked` words. What passes share is counted for
+/// both, as frameworks compute it that know of no sharing.
+pub fn step_macs(config: &ValidConfig, pairs: u64, masked: u64) -> f64 {
+    let model = &config.model;
+    let text_len = config.data.text_len as usize;
+    let forward = 2 * pairs * total(&modules(model, text_len)).macs;
+    let hidden = u64::from(model.hidden);
+    let words = masked * hidden * (hidden + u64::from(model.text.vocab));
+    3.0 * (forward + words) as f64
 }
 
 #[cfg(test)]

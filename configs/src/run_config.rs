@@ -1,6 +1,8 @@
 //! The structs of a run file. Every hyper-parameter is spelled out; defaults are the paper's
 //! (Tables 8 and 9) or stand with their reason.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::collective::Collective;
@@ -8,6 +10,7 @@ use crate::data::Data;
 use crate::init::Init;
 use crate::model::Model;
 use crate::precision::Precision;
+use crate::timeouts::Timeouts;
 
 /// One run file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -232,11 +235,19 @@ impl Default for Checkpoint {
 pub struct Cluster {
     /// Below this number of workers the run waits and says so.
     pub min_workers: u32,
-    /// The one time setting: the longest silence that is taken for life. Heartbeats, connection
-    /// and gathering timeouts derive from it.
+    /// The one time setting: how long training may stand still through one failure. Heartbeats, the
+    /// silence that is taken for death (30 % of it), leases and every other time derive from it and
+    /// from measured steps and round trips; `belfry status` shows them.
     pub max_stall_seconds: f64,
     /// Tree nodes that one worker may hold; bounds its gradient memory.
     pub nodes_per_worker_max: u32,
+}
+
+impl Cluster {
+    /// Every time by which the run decides, before anything was measured.
+    pub fn timeouts(&self) -> Timeouts {
+        Timeouts::new(Duration::from_secs_f64(self.max_stall_seconds))
+    }
 }
 
 impl Default for Cluster {

@@ -32,7 +32,7 @@ const EVENTS_MAX: usize = 4096;
 /// that a term which finds nobody alive takes for committed.
 const HORIZON_STEPS: u64 = 64;
 /// Ticks per longest tolerated silence.
-const TICKS_PER_STALL: u32 = 40;
+const TICKS_PER_SILENCE: u32 = 20;
 /// Time that farewells and last writes get.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -81,15 +81,15 @@ pub async fn serve(
     let journal = Journal::lead(&options.root, address, nonce).await?;
     let settings = settings(&options, &journal);
     let durable = archive::read(&options.root, journal.last()).await?;
-    let stall = Duration::from_millis(settings.stall_ms);
+    let timeouts = settings.timeouts;
     let begun = Instant::now();
 
     let (inbox, mut messages) = mpsc::channel(INBOX_MAX);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(stall / 2))
-        .http2_keepalive_timeout(Some(stall / 2))
+        .http2_keepalive_interval(Some(timeouts.silence / 2))
+        .http2_keepalive_timeout(Some(timeouts.silence / 2))
         .add_service(CoordinatorServer::new(Service::new(inbox)))
         .serve_with_incoming_shutdown(TcpListenerStream::new(options.listener), async {
             let _ = stopped.await;
@@ -113,7 +113,7 @@ pub async fn serve(
         archive,
         outcome: None,
     };
-    let mut tick = tokio::time::interval(stall / TICKS_PER_STALL);
+    let mut tick = tokio::time::interval(timeouts.silence / TICKS_PER_SILENCE);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tokio::pin!(shutdown);
     let outcome = loop {
@@ -170,7 +170,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         steps_total: config.run.steps,
         min_workers: config.cluster.min_workers as usize,
         expected_workers: expected as usize,
-        stall_ms: (config.cluster.max_stall_seconds * 1000.0) as u64,
+        timeouts: config.cluster.timeouts(),
         checkpoint: config.checkpoint.clone(),
         nodes_max: config.cluster.nodes_per_worker_max,
         evaluates: !config.data.validation.is_empty(),

@@ -27,6 +27,8 @@ use std::path::PathBuf;
 use belfry_configs::ValidConfig;
 use clap::{Args, Subcommand};
 
+pub use worker::Rehearsal;
+
 /// What is measured.
 #[derive(Subcommand)]
 pub enum Bench {

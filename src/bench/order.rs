@@ -4,21 +4,20 @@
 //! Reads manifests only, or makes one up of any size.
 
 use std::collections::BTreeSet;
-use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use belfry_configs::ValidConfig;
 use belfry_configs::rng::{Key, Purpose};
-use belfry_data::{PairRef, Quarantine, Sequence};
+use belfry_data::{PairRef, Quarantine, Sequence, contents_of};
 use clap::Args;
-use shard_tools::manifest::{Manifest, SCHEMA_VERSION, ShardEntry, Source};
-use shard_tools::pair::Contents;
+use shard_tools::manifest::{Manifest, ShardEntry};
 use shard_tools::store::Root;
 use shard_tools::verify;
 
 use super::Case;
 use super::table::{Report, seconds};
+use crate::synthetic::Synthetic;
 
 /// Arguments of `belfry bench order`.
 #[derive(Args)]
@@ -42,76 +41,6 @@ pub struct OrderArguments {
     steps: u64,
 }
 
-/// Sizes of made-up data.
-#[derive(Clone, Copy, Debug)]
-struct Synthetic {
-    samples: u64,
-    pairs: u64,
-    shards: u64,
-}
-
-impl FromStr for Synthetic {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split(',').map(str::parse);
-        let numbers: Vec<u64> = numbers
-            .collect::<Result<_, _>>()
-            .map_err(|e| format!("{e}"))?;
-        match numbers[..] {
-            [samples, pairs, shards]
-                if shards > 0 && samples >= shards && pairs >= samples && pairs >> 32 == 0 =>
-            {
-                Ok(Synthetic {
-                    samples,
-                    pairs,
-                    shards,
-                })
-            }
-            _ => Err(
-                "needs SAMPLES,PAIRS,SHARDS, at least a sample a shard and a pair a sample".into(),
-            ),
-        }
-    }
-}
-
-impl Synthetic {
-    /// One of `datasets` equal datasets, as its file's bytes.
-    fn manifest(self, datasets: u64, contents: Contents) -> anyhow::Result<Vec<u8>> {
-        let share =
-            |all: u64, number: u64, of: u64| (all * (number + 1) / of - all * number / of) as u32;
-        let shards = self.shards / datasets;
-        let (samples, pairs) = (self.samples / datasets, self.pairs / datasets);
-        let sha256 = "0123456789abcdef".repeat(4);
-        let entries = (0..shards).map(|number| ShardEntry {
-            file: format!("{number:06}.tar"),
-            index_file: format!("{number:06}.index.json"),
-            bytes: 100 << 20,
-            sha256: sha256.clone(),
-            index_sha256: sha256.clone(),
-            samples: share(samples, number, shards),
-            pairs: share(pairs, number, shards),
-            source_samples: Vec::new(),
-            source_pairs: Vec::new(),
-        });
-        let manifest = Manifest {
-            schema_version: SCHEMA_VERSION,
-            dataset: "synthetic".into(),
-            contents,
-            sources: vec![Source {
-                name: "synthetic".into(),
-                samples,
-                pairs,
-            }],
-            files: Vec::new(),
-            samples,
-            pairs,
-            shards: entries.collect(),
-        };
-        Ok(serde_json::to_vec(&manifest)?)
-    }
-}
-
 /// Measures and prints.
 pub async fn run(arguments: OrderArguments) -> anyhow::Result<()> {
     ensure!(arguments.steps > 0, "--steps: must be at least 1");
@@ -128,8 +57,8 @@ pub async fn run(arguments: OrderArguments) -> anyhow::Result<()> {
                     made_up.shards >= count,
                     "--synthetic: fewer shards than datasets"
                 );
-                let contents = contents(&config);
-                files.push(made_up.manifest(count, contents)?);
+                let manifest = made_up.manifest(count, contents_of(config.model.task));
+                files.push(serde_json::to_vec(&manifest)?);
             }
             None => {
                 let root = Root::open(path)?;
@@ -175,16 +104,6 @@ pub async fn run(arguments: OrderArguments) -> anyhow::Result<()> {
     }
     report.print();
     Ok(())
-}
-
-fn contents(config: &ValidConfig) -> Contents {
-    use belfry_configs::Task;
-    match config.model.task {
-        Task::SnliVe => Contents::SnliVe,
-        Task::Nlvr2 => Contents::Nlvr2,
-        Task::Vqa => Contents::Vqa,
-        Task::Pretrain | Task::PretrainItc | Task::Retrieval => Contents::Captions,
-    }
 }
 
 fn step(sequence: &Sequence, step: u64) -> Vec<PairRef> {

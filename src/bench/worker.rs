@@ -10,7 +10,6 @@ use anyhow::{Context as _, ensure};
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, Task, ValidConfig};
 use belfry_model::phase::{PHASES, Phase};
-use belfry_model::size::{modules, total, training_bytes};
 use belfry_model::{
     Device, Draws, Gradient, GradientSum, ManagerTower, PretrainBatch, PretrainReports, Weights,
     fill_normal,
@@ -23,6 +22,8 @@ use belfry_worker::partials::Partials;
 use belfry_worker::spare::Spare;
 use belfry_worker::state::{TrainState, optimizer};
 use tracing::{Span, trace_span};
+
+use crate::size::{step_macs, worker_bytes};
 
 /// Every seventh token is to be predicted: 15 percent of those that are no special ones.
 const TOKENS_PER_MASK: usize = 7;
@@ -166,20 +167,12 @@ impl Rehearsal {
         lane * self.lanes as usize
     }
 
-    /// Multiply-accumulates of a step: two passes, each with a backward of twice its forward, and
-    /// the vocabulary for the masked words. What passes share is counted for both, as frameworks
-    /// compute it that know of no sharing.
+    /// Multiply-accumulates of a step.
     pub fn products(&self) -> f64 {
-        let model = &self.config.model;
-        let pairs = self.pairs() as u64;
-        let text_len = self.config.data.text_len as usize;
-        let forward = 2 * pairs * total(&modules(model, text_len)).macs;
         let labels = self.batches.iter().flat_map(|batch| &batch.mlm_labels);
         let masked = labels.filter(|label| **label != IGNORED).count() as u64;
-        let hidden = u64::from(model.hidden);
-        let words =
-            u64::from(self.lanes) * masked * hidden * (hidden + u64::from(model.text.vocab));
-        3.0 * (forward + words) as f64
+        let masked = u64::from(self.lanes) * masked;
+        step_macs(&self.config, self.pairs() as u64, masked)
     }
 
     /// SHA-256 of the parameters: steps that computed the same have the same.
@@ -190,12 +183,9 @@ impl Rehearsal {
 
 /// What `belfry model` says of a worker's memory in bytes.
 pub fn predicted_bytes(config: &ValidConfig) -> anyhow::Result<u64> {
-    let text_len = config.data.text_len as usize;
-    let tower = ManagerTower::new(&config.model, text_len)?;
-    let pairs = u64::from(config.batch.micro_batch) * u64::from(config.batch.device_batch);
-    let sizes = (pairs, tower.table().elements() as u64);
-    let bytes = training_bytes(&config.model, text_len, sizes, config.batch.recompute);
-    Ok(bytes.iter().map(|(_, bytes)| bytes).sum())
+    let tower = ManagerTower::new(&config.model, config.data.text_len as usize)?;
+    let memory = worker_bytes(config, tower.table().elements() as u64);
+    Ok(memory.iter().map(|(_, bytes)| bytes).sum())
 }
 
 /// A state of the configured size whose numbers are no zeros.

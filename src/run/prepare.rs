@@ -11,7 +11,7 @@ use shard_tools::store::{Created, Root};
 
 /// Pairs per shard of data that the launcher packs: small, so that a small dataset has shards to
 /// shuffle.
-const PAIRS_PER_SHARD: u32 = 32;
+pub const PAIRS_PER_SHARD: u32 = 32;
 /// The run's resolved configuration, relative to its root.
 pub const RUN_FILE: &str = "run.toml";
 
@@ -20,17 +20,7 @@ pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {
     let Some(input) = &config.data.pack_from else {
         return Ok(());
     };
-    let mut keys = list_keys(Path::new(input)).context("data.pack_from")?;
-    // Held out by hash: the same images whatever else the folder holds.
-    keys.sort_by_cached_key(|key| sha256(format!("holdout/{key}").as_bytes()));
-    let held_out = config.data.pack_holdout as usize;
-    if held_out >= keys.len() {
-        bail!(
-            "data.pack_holdout: {held_out} of {} images leave none to train on",
-            keys.len()
-        );
-    }
-    let train = keys.split_off(held_out);
+    let (train, keys) = split(config, Path::new(input))?;
     let splits = [
         (config.data.train.only(), train),
         (config.data.validation.only(), keys),
@@ -53,6 +43,22 @@ pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {
         eprintln!("packed {} pairs into {output}", manifest.pairs);
     }
     Ok(())
+}
+
+/// Keys of the images of `data.pack_from` that are trained on, and of those held out.
+pub fn split(config: &ValidConfig, input: &Path) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+    let mut keys = list_keys(input).context("data.pack_from")?;
+    // Held out by hash: the same images whatever else the folder holds.
+    keys.sort_by_cached_key(|key| sha256(format!("holdout/{key}").as_bytes()));
+    let held_out = config.data.pack_holdout as usize;
+    if held_out >= keys.len() {
+        bail!(
+            "data.pack_holdout: {held_out} of {} images leave none to train on",
+            keys.len()
+        );
+    }
+    let train = keys.split_off(held_out);
+    Ok((train, keys))
 }
 
 /// Makes the root this run's, or checks that it is.

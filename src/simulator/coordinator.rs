@@ -17,7 +17,7 @@ impl World {
             steps_total: self.sizes.steps,
             min_workers: 1,
             expected_workers: self.sizes.workers,
-            stall_ms: self.sizes.stall_ms,
+            timeouts: self.sizes.timeouts(),
             checkpoint: belfry_configs::Checkpoint {
                 every_steps: self.sizes.checkpoint_every,
                 parts: self.sizes.parts,

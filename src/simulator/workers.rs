@@ -208,7 +208,7 @@ impl World {
                 };
                 self.after(done - self.now, Happening::Worker(worker, life, event));
             }
-            E::Prefetch { .. } | E::Stage { .. } | E::Unstage => {}
+            E::Prefetch { .. } | E::Stage { .. } | E::Unstage | E::Measured { .. } => {}
             E::MakeId { generation } => self.make_id(worker, generation),
             E::Reduce(exchange) => self.join(worker, exchange),
             E::AbortReduce => self.leave_exchanges(worker, Vec::new()),

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
+use belfry_configs::Timeouts;
 use belfry_coordinator::core as lead;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule};
@@ -26,6 +28,13 @@ pub struct Sizes {
     pub lacks_links: bool,
     pub quarantine_shards_max: u32,
     pub horizon_steps: u64,
+}
+
+impl Sizes {
+    /// The times of a run with this stall.
+    pub fn timeouts(&self) -> Timeouts {
+        Timeouts::new(Duration::from_millis(self.stall_ms))
+    }
 }
 
 /// What may go wrong.
@@ -297,7 +306,8 @@ impl World {
             Happening::Tick(life) => {
                 if life == self.coordinator_life && self.coordinator.is_some() {
                     self.tell_coordinator(None, lead::Event::Tick);
-                    self.after(self.sizes.stall_ms / 40, Happening::Tick(life));
+                    let pause = self.sizes.timeouts().silence.as_millis() as u64 / 20;
+                    self.after(pause, Happening::Tick(life));
                 }
             }
             Happening::Heartbeat(worker, life) => {
@@ -305,7 +315,7 @@ impl World {
                     let core = self.workers[worker].core.as_ref().expect("is alive");
                     let beat = up::Body::Heartbeat(core.heartbeat());
                     self.send_up(worker, beat);
-                    let pause = self.sizes.stall_ms / 10;
+                    let pause = self.sizes.timeouts().heartbeat.as_millis() as u64;
                     self.after(pause, Happening::Heartbeat(worker, life));
                 }
             }

@@ -27,7 +27,7 @@ fn world(seed: u64) -> World {
             steps: 1,
             checkpoint_every: 1,
             parts: 1,
-            stall_ms: 1_000,
+            stall_ms: 3_400,
             links: LinkPolicy::Tcp,
             lacks_links: false,
             quarantine_shards_max: 0,
@@ -40,7 +40,7 @@ fn world(seed: u64) -> World {
         steps: 4 + world.below(20),
         checkpoint_every: 2 + world.below(6),
         parts: 1 + world.below(4) as u32,
-        stall_ms: 1_000,
+        stall_ms: 3_400,
         links: [
             LinkPolicy::Tcp,
             LinkPolicy::Device {
@@ -138,7 +138,7 @@ fn an_undisturbed_run_does_nothing_twice() {
             steps: 6,
             checkpoint_every: 3,
             parts: 4,
-            stall_ms: 1_000,
+            stall_ms: 3_400,
             links: LinkPolicy::Tcp,
             lacks_links: false,
             quarantine_shards_max: 0,

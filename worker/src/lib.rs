@@ -22,6 +22,7 @@ mod optimizer_kernel;
 mod optimizer_on_device;
 pub mod partials;
 mod past_cache;
+mod pulse;
 mod session;
 mod snapshot;
 pub mod spare;

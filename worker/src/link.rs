@@ -1,7 +1,7 @@
 //! The session with the coordinator: connects, reconnects for ever with a bounded back-off, and
 //! turns the stream into events. It refuses to know what the messages mean.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use belfry_proto::v1::coordinator_client::CoordinatorClient;
@@ -19,6 +19,7 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// The way out of the worker; what is sent while no session stands is dropped, because the next
 /// hello says everything again.
+#[derive(Clone)]
 pub struct Link {
     outbox: watch::Receiver<Option<mpsc::Sender<WorkerMessage>>>,
     reset: mpsc::Sender<()>,
@@ -26,10 +27,18 @@ pub struct Link {
 
 impl Link {
     /// Starts connecting to whatever address `address_file` holds, now and at every retry.
-    pub fn open(address_file: PathBuf, events: mpsc::Sender<Event>) -> Self {
+    pub fn open(
+        address_file: PathBuf,
+        connect_timeout: Duration,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
         let (set_outbox, outbox) = watch::channel(None);
         let (reset, resets) = mpsc::channel(1);
-        tokio::spawn(keep_connected(address_file, events, set_outbox, resets));
+        let way = Way {
+            address_file,
+            connect_timeout,
+        };
+        tokio::spawn(keep_connected(way, events, set_outbox, resets));
         Link { outbox, reset }
     }
 
@@ -50,10 +59,16 @@ impl Link {
     }
 }
 
+/// Where the coordinator is, and how long a connection may take.
+struct Way {
+    address_file: PathBuf,
+    connect_timeout: Duration,
+}
+
 type SetOutbox = watch::Sender<Option<mpsc::Sender<WorkerMessage>>>;
 
 async fn keep_connected(
-    address_file: PathBuf,
+    way: Way,
     events: mpsc::Sender<Event>,
     set_outbox: SetOutbox,
     mut resets: mpsc::Receiver<()>,
@@ -61,7 +76,7 @@ async fn keep_connected(
     let mut back_off = BACK_OFF_MIN;
     let mut told = String::new();
     while !events.is_closed() {
-        match connect(&address_file).await {
+        match connect(&way).await {
             Ok((outbox, mut inbox)) => {
                 back_off = BACK_OFF_MIN;
                 told.clear();
@@ -97,13 +112,14 @@ type Session = (
     tonic::Streaming<CoordinatorMessage>,
 );
 
-async fn connect(address_file: &Path) -> Result<Session, String> {
+async fn connect(way: &Way) -> Result<Session, String> {
+    let address_file = &way.address_file;
     let text = tokio::fs::read_to_string(address_file).await;
     let address = text.map_err(|e| format!("{}: {e}", address_file.display()))?;
     let address = address.trim();
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| format!("{}: `{address}`: {e}", address_file.display()))?
-        .connect_timeout(Duration::from_secs(2))
+        .connect_timeout(way.connect_timeout)
         .tcp_nodelay(true);
     let channel = endpoint
         .connect()

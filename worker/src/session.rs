@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use belfry_collective::{DeviceLinks, Endpoint, Floats, Limits, Member, Reduce, Transport};
-use belfry_configs::ValidConfig;
+use belfry_configs::{Timeouts, ValidConfig};
 use belfry_model::ManagerTower;
-use belfry_proto::{Digest, LaneRange, v1, v1::worker_message as up};
+use belfry_proto::{
+    Digest, LaneRange, v1, v1::coordinator_message as down, v1::worker_message as up,
+};
 use shard_tools::store::Root;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -24,6 +26,7 @@ use crate::error::WorkerError;
 use crate::held::HeldState;
 use crate::link::Link;
 use crate::optimizer::AdamW;
+use crate::pulse::Pulse;
 use crate::snapshot::Snapshots;
 use crate::staging::{self, Staged, Staging};
 use crate::state::{TrainState, optimizer};
@@ -32,8 +35,6 @@ use crate::{checkpoint, fingerprint, transport};
 
 /// Events that may wait for the loop.
 const EVENTS_MAX: usize = 256;
-/// Heartbeats per longest tolerated silence.
-const HEARTBEATS_PER_STALL: u32 = 10;
 /// Elements of a bucket: 4 MiB of f32, enough of them to overlap, few enough to keep frames large.
 const BUCKET_LEN: usize = 1 << 20;
 /// After SIGTERM, the share of the stall time in which the coordinator may say good-bye.
@@ -70,24 +71,22 @@ pub async fn run(
     let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
     let (arrivals, mut arrived) = mpsc::channel(1);
     let mut shell = Shell::open(options, events, arrivals).await?;
-    let stall = Duration::from_secs_f64(shell.config.cluster.max_stall_seconds);
-    let mut heartbeat = tokio::time::interval(stall / HEARTBEATS_PER_STALL);
-    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tokio::pin!(shutdown);
     let mut leaving = false;
     loop {
         let event = tokio::select! {
-            event = inbox.recv() => event.expect("the shell itself holds a sender"),
+            event = inbox.recv() => match event.expect("the shell itself holds a sender") {
+                Event::Message(down::Body::Echo(echo)) => {
+                    shell.pulse.echoed(echo.number);
+                    continue;
+                }
+                event => event,
+            },
             arrival = arrived.recv() => {
                 match shell.arrived(arrival.expect("the shell itself holds a sender")) {
                     Some(event) => event,
                     None => continue,
                 }
-            }
-            _ = heartbeat.tick() => {
-                let beat = shell.core.heartbeat();
-                shell.link.send(up::Body::Heartbeat(beat));
-                continue;
             }
             () = &mut shutdown, if !leaving => {
                 leaving = true;
@@ -95,7 +94,7 @@ pub async fn run(
                 tokio::spawn(async move {
                     tokio::time::sleep(LEAVE_GRACE).await;
                     let goodbye = v1::Finished { success: true, reason: "left".into() };
-                    let body = v1::coordinator_message::Body::Finished(goodbye);
+                    let body = down::Body::Finished(goodbye);
                     let _ = events.send(Event::Message(body)).await;
                 });
                 Event::Shutdown
@@ -104,7 +103,9 @@ pub async fn run(
         if let Event::Message(v1::coordinator_message::Body::Commit(commit)) = &event {
             shell.snapshots.close(commit.closed);
         }
-        for effect in shell.core.apply(event) {
+        let effects = shell.core.apply(event);
+        shell.pulse.says(shell.core.heartbeat());
+        for effect in effects {
             if let Some(end) = shell.execute(effect)? {
                 // A last word (fatal, leaving) gets a moment to leave the process.
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -119,6 +120,9 @@ struct Shell {
     root: Root,
     core: Core,
     link: Link,
+    pulse: Pulse,
+    /// Before anything was measured.
+    timeouts: Timeouts,
     endpoint: Arc<Endpoint>,
     /// What sums gradients: the endpoint, or device links beside it.
     transport: Arc<dyn Transport>,
@@ -144,13 +148,10 @@ impl Shell {
         arrivals: mpsc::Sender<Arrival>,
     ) -> Result<Self, WorkerError> {
         let config = options.config;
-        let limits = Limits {
-            silence_timeout: Duration::from_secs_f64(config.cluster.max_stall_seconds),
-            ..Limits::default()
-        };
+        let timeouts = config.cluster.timeouts();
         let bind = SocketAddr::new(options.bind, 0);
         let run_id = xxh3_64(options.run_id.as_bytes());
-        let endpoint = Endpoint::bind(bind, run_id, limits.clone()).await?;
+        let endpoint = Endpoint::bind(bind, run_id, limits(&timeouts)).await?;
         // Opening data reads manifests and may wait for a store: not on the loop's thread.
         let opening = {
             let (config, cache, events) = (config.clone(), options.cache_dir, events.clone());
@@ -162,7 +163,7 @@ impl Shell {
             transport,
             device,
             orders,
-        } = tokio::task::block_in_place(|| transport::open(&config, &endpoint, limits));
+        } = tokio::task::block_in_place(|| transport::open(&config, &endpoint));
         let identity = Identity {
             run_id: options.run_id,
             worker_id: options.worker_id,
@@ -178,14 +179,19 @@ impl Shell {
             options.root.clone(),
             Arc::clone(&compute.model),
             config.checkpoint.parts,
-            Duration::from_secs_f64(config.cluster.max_stall_seconds),
+            timeouts.max_stall,
             events.clone(),
         );
+        let address = options.coordinator_address_file;
+        let link = Link::open(address, timeouts.connect, events.clone());
+        let core = Core::new(identity);
         Ok(Shell {
             optimizer: Arc::new(optimizer(&config, &compute.model)),
             snapshots,
-            link: Link::open(options.coordinator_address_file, events.clone()),
-            core: Core::new(identity),
+            pulse: Pulse::start(link.clone(), timeouts.heartbeat, core.heartbeat()),
+            link,
+            timeouts,
+            core,
             root: options.root,
             state: None,
             staging: Staging::default(),
@@ -216,6 +222,11 @@ impl Shell {
                 self.link.send(up::Body::Applied(applied));
             }
             Effect::Send(body) => self.link.send(body),
+            Effect::Measured { step, round_trip } => {
+                let timeouts = self.timeouts.measured(step, round_trip);
+                self.pulse.every(timeouts.heartbeat);
+                self.endpoint.set_limits(limits(&timeouts));
+            }
             Effect::Reconnect => self.link.reset(),
             Effect::Compute {
                 step,
@@ -552,6 +563,16 @@ struct Arrival {
     acquisition: u64,
     step: u64,
     result: Result<(Digest, Arc<HeldState>), WorkerError>,
+}
+
+/// What the collective is told of the run's times.
+fn limits(timeouts: &Timeouts) -> Limits {
+    Limits {
+        connect_timeout: timeouts.connect,
+        silence_timeout: timeouts.silence,
+        start_timeout: timeouts.start,
+        ..Limits::default()
+    }
 }
 
 fn clock_nanos() -> u32 {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use belfry_collective::{DeviceLinks, Endpoint, Limits, SumOrder, Transport, Wire};
+use belfry_collective::{DeviceLinks, Endpoint, SumOrder, Transport, Wire};
 use belfry_configs::{ValidConfig, Wire as Carried};
 use belfry_proto::v1;
 
@@ -31,7 +31,7 @@ struct Linkable {
 }
 
 /// Opens what the configuration asks for; TCP where that cannot be had.
-pub(crate) fn open(config: &ValidConfig, tcp: &Arc<Endpoint>, limits: Limits) -> Opened {
+pub(crate) fn open(config: &ValidConfig, tcp: &Arc<Endpoint>) -> Opened {
     let host = fs::read_to_string(HOST_FILE).unwrap_or_default();
     let mut device = v1::Device {
         host: host.trim().to_owned(),
@@ -44,7 +44,7 @@ pub(crate) fn open(config: &ValidConfig, tcp: &Arc<Endpoint>, limits: Limits) ->
             orders: String::new(),
         };
     }
-    match linked(&config.run.device, tcp, limits) {
+    match linked(&config.run.device, tcp) {
         Ok(Linkable {
             transport,
             unit,
@@ -71,12 +71,12 @@ pub(crate) fn open(config: &ValidConfig, tcp: &Arc<Endpoint>, limits: Limits) ->
 }
 
 #[cfg(not(feature = "cuda"))]
-fn linked(_device: &str, _tcp: &Arc<Endpoint>, _limits: Limits) -> Result<Linkable, String> {
+fn linked(_device: &str, _tcp: &Arc<Endpoint>) -> Result<Linkable, String> {
     Err("this binary was built without NCCL; build it with `--features cuda`".into())
 }
 
 #[cfg(feature = "cuda")]
-fn linked(device: &str, tcp: &Arc<Endpoint>, limits: Limits) -> Result<Linkable, String> {
+fn linked(device: &str, tcp: &Arc<Endpoint>) -> Result<Linkable, String> {
     use belfry_collective::nccl::{CudaLinks, DeviceEndpoint};
     let index = device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
     let index = index.ok_or_else(|| format!("run.device = \"{device}\" is no GPU"))?;
@@ -84,7 +84,7 @@ fn linked(device: &str, tcp: &Arc<Endpoint>, limits: Limits) -> Result<Linkable,
     Ok(Linkable {
         unit: links.unit().to_owned(),
         version: format!(" | NCCL {}", links.version()),
-        transport: DeviceEndpoint::new(Arc::clone(tcp), links, limits),
+        transport: DeviceEndpoint::new(Arc::clone(tcp), links),
     })
 }
 

@@ -297,7 +297,7 @@ impl Core {
         let since = *open.refused_since.get_or_insert(now);
         if part.may_pass {
             open.refused_since = None;
-        } else if last && now.saturating_sub(since) > 2 * self.s.stall_ms {
+        } else if last && now.saturating_sub(since) > millis(self.s.timeouts.gather) {
             self.fail(part.error, fx);
             return;
         }
@@ -350,7 +350,7 @@ impl Core {
     pub(super) fn manifest_failed(&mut self, step: u64, fx: &mut Vec<Effect>) {
         let now = self.last_tick;
         if let Some(closing) = self.closing.get_mut(&step) {
-            closing.again_at = Some(now + self.s.stall_ms / 4);
+            closing.again_at = Some(now + millis(self.s.timeouts.renew));
             closing.open.retries += 1;
             let text = format!("the manifest of step {step} is delayed and tried again");
             if closing.open.retries == 1 {

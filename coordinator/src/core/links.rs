@@ -198,7 +198,7 @@ impl Core {
 
     /// A generation whose ids do not come in time is replaced. Returns whether it was.
     pub(super) fn settle_links(&mut self, now: Millis, fx: &mut Vec<Effect>) -> bool {
-        let late = now.saturating_sub(self.open_links.since) > self.s.stall_ms;
+        let late = now.saturating_sub(self.open_links.since) > millis(self.s.timeouts.max_stall);
         let Some((_, leader)) = self.open_links.waiting.first_key_value() else {
             return false;
         };

@@ -5,9 +5,9 @@ use super::*;
 
 /// Doublings of the pause after failed copies; what a newcomer costs is then bounded.
 const COPY_BACKOFF_MAX: u32 = 6;
-/// Heartbeats in a row in which a member does nothing for the open generation. There are ten in
-/// the longest tolerated silence; counted besides the time, because this process may be stopped for
-/// a while itself.
+/// Heartbeats in a row in which a member does nothing for the open generation. There are thirty in
+/// the time after which it is stuck; counted besides the time, because this process may be stopped
+/// for a while itself.
 const IDLE_BEATS_MAX: u32 = 20;
 
 impl Core {
@@ -76,6 +76,7 @@ impl Core {
             fingerprint: hello.fingerprint,
             device: hello.device.unwrap_or_default(),
             last_seen: now,
+            round_trips: RoundTrips::default(),
             applied: holds_state.then_some(hello.applied),
             applied_digest: Digest::from_bytes(&hello.applied_digest),
             pending_digest: Digest::from_bytes(&hello.pending_digest),
@@ -87,12 +88,7 @@ impl Core {
             leaving: false,
         };
         self.workers.insert(id, worker);
-        let welcome = v1::Welcome {
-            term: self.s.term,
-            heartbeat_ms: (self.s.stall_ms / 10) as u32,
-            silence_ms: self.s.stall_ms as u32,
-        };
-        self.send(id, down::Body::Welcome(welcome), fx);
+        self.send(id, down::Body::Welcome(self.welcome()), fx);
         if returns {
             self.returned(now, id, fx);
         } else {
@@ -136,7 +132,7 @@ impl Core {
 
     /// Whoever has not been heard of for too long is gone.
     pub(super) fn silence(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let limit = self.s.stall_ms;
+        let limit = millis(self.timeouts().silence);
         let away = now.saturating_sub(self.last_tick);
         self.last_tick = now;
         if away > limit / 2 {
@@ -167,18 +163,23 @@ impl Core {
         fx: &mut Vec<Effect>,
     ) {
         let member = self.phase == Phase::Training && self.members.contains(&id);
+        if beat.number > 0 {
+            let number = beat.number;
+            self.send(id, down::Body::Echo(v1::Echo { number }), fx);
+        }
         let idle = member && (beat.generation != self.generation || beat.phase == "idle");
+        let stuck = millis(self.timeouts().stuck);
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
+        worker.round_trips.add(beat.round_trip_us);
         if !idle {
             worker.idle = None;
             return;
         }
         let (since, beats) = worker.idle.get_or_insert((now, 0));
         *beats += 1;
-        let long = now.saturating_sub(*since) > 2 * self.s.stall_ms;
-        if long && *beats > IDLE_BEATS_MAX {
+        if now.saturating_sub(*since) > stuck && *beats > IDLE_BEATS_MAX {
             let why = format!(
                 "it is {} in generation {}, the run is in {}",
                 beat.phase, beat.generation, self.generation
@@ -239,7 +240,7 @@ impl Core {
 
     pub(super) fn advance_gathering(&mut self, since: Millis, now: Millis, fx: &mut Vec<Effect>) {
         let here = self.workers.len();
-        let late = now.saturating_sub(since) > 2 * self.s.stall_ms;
+        let late = now.saturating_sub(since) > millis(self.s.timeouts.gather);
         if here < self.s.min_workers || (here < self.s.expected_workers && !late) {
             let wanted = self.s.expected_workers.max(self.s.min_workers);
             self.wait_for(format!("{here} of {wanted} workers are here"), fx);
@@ -333,6 +334,7 @@ impl Core {
         fx: &mut Vec<Effect>,
     ) {
         let digest = Digest::from_bytes(&ready.digest);
+        let silence = millis(self.timeouts().silence);
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -366,7 +368,7 @@ impl Core {
         }
         let doublings = worker.copies_failed.min(COPY_BACKOFF_MAX);
         worker.copies_failed += 1;
-        worker.copy_after = now + ((self.s.stall_ms / 8) << doublings);
+        worker.copy_after = now + ((silence / 4) << doublings);
         let why = if ready.error.is_empty() {
             format!(
                 "it copied step {}, the run is at {}",
@@ -411,6 +413,7 @@ impl Core {
             })
             .map(|(id, _)| *id)
             .collect();
+        let until = now + millis(self.timeouts().copy);
         for id in newcomers {
             // Numbers never repeat in a term, so an answer cannot be taken for another's.
             self.requests += 1;
@@ -423,7 +426,6 @@ impl Core {
                 request,
             };
             if let Some(worker) = self.workers.get_mut(&id) {
-                let until = now + self.s.stall_ms;
                 worker.copying = Some(Copying {
                     step,
                     request,

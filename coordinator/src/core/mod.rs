@@ -9,15 +9,17 @@ mod checkpoint;
 mod finish;
 mod generation;
 mod links;
+mod measured;
 mod membership;
 mod quarantine;
 mod receipt;
 mod retention;
 mod step;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
+use belfry_configs::Timeouts;
 use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
@@ -25,6 +27,7 @@ pub use checkpoint::without_lanes;
 use checkpoint::{Closing, OpenCheckpoint};
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
+use measured::{Measured, RoundTrips, millis};
 pub use receipt::LANE_DIGEST_BYTES;
 
 /// Milliseconds on the shell's monotonic clock.
@@ -47,8 +50,8 @@ pub struct Settings {
     pub min_workers: usize,
     /// So many are expected; gathering ends early when they are there.
     pub expected_workers: usize,
-    /// Longest silence that is taken for life.
-    pub stall_ms: Millis,
+    /// Every time by which the run decides, before anything was measured.
+    pub timeouts: Timeouts,
     /// When checkpoints are written, in how many parts, and which are kept.
     pub checkpoint: belfry_configs::Checkpoint,
     /// Tree nodes a worker may hold.
@@ -222,6 +225,7 @@ struct Worker {
     fingerprint: String,
     device: v1::Device,
     last_seen: Millis,
+    round_trips: RoundTrips,
     applied: Option<u64>,
     applied_digest: Option<Digest>,
     pending_digest: Option<Digest>,
@@ -253,6 +257,7 @@ pub struct Core {
     workers: BTreeMap<u64, Worker>,
     generation: u64,
     last_tick: Millis,
+    measured: Measured,
     /// Loads and copies asked for in this term.
     requests: u64,
     /// Committed updates: the open step.
@@ -302,6 +307,7 @@ impl Core {
             workers: BTreeMap::new(),
             generation: durable.generation,
             last_tick: now,
+            measured: Measured::default(),
             requests: 0,
             committed: 0,
             decided: durable.committed.max(receipts_durable),
@@ -408,6 +414,7 @@ impl Core {
             Event::Tick => {
                 self.silence(now, &mut fx);
                 self.manifests_again(now, &mut fx);
+                self.measure_round_trips(&mut fx);
             }
         }
         self.advance(now, &mut fx);

@@ -51,7 +51,7 @@ impl Core {
             return false;
         };
         // The death that caused it is usually heard of first.
-        if now.saturating_sub(*since) < self.s.stall_ms / 10 {
+        if now.saturating_sub(*since) < millis(self.timeouts().heartbeat) {
             return false;
         }
         let accused = accused.clone();
@@ -95,7 +95,7 @@ impl Core {
         }
         let mut copying = self.workers.values().filter_map(|w| w.copying);
         if !copying.any(|c| c.step == step && now < c.until) {
-            self.commit(fx);
+            self.commit(now, fx);
         }
     }
 
@@ -126,7 +126,7 @@ impl Core {
         self.open_generation(now, fx);
     }
 
-    fn commit(&mut self, fx: &mut Vec<Effect>) {
+    fn commit(&mut self, now: Millis, fx: &mut Vec<Effect>) {
         let step = self.committed;
         let receipt = match self.receipt() {
             Ok(receipt) => receipt,
@@ -164,6 +164,7 @@ impl Core {
         self.ready.clear();
         self.troubles = 0;
         self.links_work();
+        self.measure_step(now);
         for id in &self.members {
             if let Some(worker) = self.workers.get_mut(id) {
                 worker.applied = Some(self.committed);

@@ -14,7 +14,7 @@ fn settings(workers: usize) -> Settings {
         steps_total: 3,
         min_workers: 1,
         expected_workers: workers,
-        stall_ms: 1000,
+        timeouts: Timeouts::new(std::time::Duration::from_secs(1)),
         checkpoint: belfry_configs::Checkpoint {
             every_steps: 10,
             parts: 2,

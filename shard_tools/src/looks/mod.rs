@@ -14,3 +14,4 @@ mod table;
 pub mod verify;
 
 pub use dataset::Dataset;
+pub use table::thousands;

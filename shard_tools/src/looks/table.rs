@@ -7,7 +7,7 @@ use serde::Serialize;
 const BAR_COLUMNS: usize = 36;
 
 /// `1234567` as `1,234,567`.
-pub(super) fn thousands(number: u64) -> String {
+pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {

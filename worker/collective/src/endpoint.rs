@@ -64,7 +64,7 @@ pub struct Endpoint {
 
 struct Shared {
     run_id: u64,
-    limits: Limits,
+    limits: Mutex<Limits>,
     pool: Mutex<Pool>,
     /// Counts arrivals and generation changes.
     changes: watch::Sender<u64>,
@@ -134,6 +134,13 @@ impl Shared {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn limits(&self) -> Limits {
+        self.limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     fn changed(&self) {
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
@@ -154,7 +161,7 @@ impl Endpoint {
         let local_addr = listener.local_addr().map_err(bind)?;
         let shared = Arc::new(Shared {
             run_id,
-            limits,
+            limits: Mutex::new(limits),
             pool: Mutex::default(),
             changes: watch::Sender::new(0),
             state: Mutex::new(None),
@@ -172,6 +179,17 @@ impl Endpoint {
     /// Where peers reach this endpoint.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The limits of what begins now.
+    pub fn limits(&self) -> Limits {
+        self.shared.limits()
+    }
+
+    /// Other limits, for what begins from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        let held = self.shared.limits.lock();
+        *held.unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Connections refused so far: stale generation, other run, or no sound greeting.
@@ -199,7 +217,7 @@ impl Endpoint {
         let links = peers
             .map(|rank| (rank, self.links(&request, rank)))
             .collect();
-        let (run_id, limits) = (self.shared.run_id, self.shared.limits.clone());
+        let (run_id, limits) = (self.shared.run_id, self.shared.limits());
         let exchanged = exchange(request, run_id, limits, links).await;
         let (reduced, reusable) = match exchanged {
             Ok(exchanged) => exchanged,
@@ -240,7 +258,7 @@ impl Endpoint {
         tensors: usize,
         len: usize,
     ) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        let limits = self.shared.limits.clone();
+        let limits = self.shared.limits();
         state_copy::copy(sources, self.shared.run_id, limits, step, (tensors, len)).await
     }
 
@@ -249,7 +267,7 @@ impl Endpoint {
         let kept = self.shared.pool().outgoing.remove(&rank);
         let mut hello = Header::new(Kind::Hello, self.shared.run_id, generation, request.step);
         hello.bucket = request.rank as u32;
-        let limit = self.shared.limits.connect_timeout;
+        let limit = self.shared.limits().connect_timeout;
         let outgoing: LinkFuture = match kept {
             Some(link) => Box::pin(async move { Ok(link) }),
             None => Box::pin(async move {
@@ -267,7 +285,12 @@ impl Endpoint {
         let CollectiveError::PeerLost { rank, addr, .. } = error else {
             return error;
         };
-        match timeout(self.shared.limits.connect_timeout, TcpStream::connect(addr)).await {
+        match timeout(
+            self.shared.limits().connect_timeout,
+            TcpStream::connect(addr),
+        )
+        .await
+        {
             Ok(Ok(_)) => CollectiveError::GaveUp {
                 rank,
                 addr,
@@ -359,7 +382,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 
 /// Reads the first frame and puts the connection where it belongs.
 async fn greet(mut stream: TcpStream, shared: &Shared) -> Result<(), String> {
-    let limit = shared.limits.connect_timeout;
+    let limit = shared.limits().connect_timeout;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let mut byte = [0];
     if let Ok(Ok(0)) = timeout(limit, stream.peek(&mut byte)).await {
@@ -381,7 +404,7 @@ async fn greet(mut stream: TcpStream, shared: &Shared) -> Result<(), String> {
                         .unwrap_or_else(PoisonError::into_inner)
                         .clone()
                 };
-                return state_copy::serve(stream, header, &shared.limits, state).await;
+                return state_copy::serve(stream, header, &shared.limits(), state).await;
             }
             Kind::Hello => match park(stream, header, shared) {
                 Ok(()) => return Ok(()),

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use belfry_data::Quarantine;
 use belfry_model::Gradient;
@@ -120,6 +121,11 @@ pub struct LateReports {
 /// Something to do.
 #[derive(Debug)]
 pub enum Effect {
+    /// What the run has measured; every time derives from it.
+    Measured {
+        step: Duration,
+        round_trip: Duration,
+    },
     /// Say this to the coordinator, if a session stands.
     Send(up::Body),
     /// Drop the session and connect again.
@@ -260,6 +266,8 @@ pub struct Core {
     hello_due: bool,
     /// Number of the load or copy that was asked for last.
     request: u64,
+    /// The process was asked to stop.
+    leaving: bool,
 }
 
 impl Core {
@@ -285,6 +293,7 @@ impl Core {
             receipts: BTreeMap::new(),
             hello_due: false,
             request: 0,
+            leaving: false,
         }
     }
 
@@ -304,6 +313,7 @@ impl Core {
             step: self.applied,
             lanes_done: self.lanes_done,
             phase: phase.into(),
+            ..Default::default()
         }
     }
 
@@ -311,6 +321,11 @@ impl Core {
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
+            // Whom it would say good-bye to may be another coordinator than the one it worked for.
+            Event::LinkUp | Event::LinkDown if self.leaving => effects.push(Effect::Exit {
+                success: true,
+                reason: "left".into(),
+            }),
             // What is held is only half true while an update is being applied.
             Event::LinkUp if self.phase == Phase::Applying => self.hello_due = true,
             Event::LinkUp => effects.push(Effect::Send(up::Body::Hello(self.hello()))),
@@ -382,6 +397,7 @@ impl Core {
                 });
             }
             Event::Shutdown => {
+                self.leaving = true;
                 let reason = "asked to stop".to_owned();
                 effects.push(Effect::Send(up::Body::Leaving(v1::Leaving { reason })));
             }
@@ -435,7 +451,15 @@ impl Core {
             return;
         }
         match body {
-            down::Body::Welcome(w) => self.term = self.term.max(w.term),
+            down::Body::Welcome(w) => {
+                if self.accepts(w.term) {
+                    let step = Duration::from_micros(w.step_us);
+                    let round_trip = Duration::from_micros(w.round_trip_us);
+                    effects.push(Effect::Measured { step, round_trip });
+                }
+            }
+            // The shell measures round trips.
+            down::Body::Echo(_) => {}
             down::Body::Refused(r) => effects.push(Effect::Exit {
                 success: false,
                 reason: format!("refused by the coordinator: {}", r.reason),

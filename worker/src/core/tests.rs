@@ -447,3 +447,17 @@ fn what_was_computed_with_the_shard_is_dropped_also_when_it_arrives_late() {
     assert_eq!(computed_without(&failed), [3, 4]);
     assert_eq!(compute_all(&mut core, failed), [0, 1, 2, 3]);
 }
+
+/// The next coordinator may already have another process of this worker.
+#[test]
+fn a_worker_that_was_asked_to_stop_says_hello_to_nobody_else() {
+    for next in [Event::LinkDown, Event::LinkUp] {
+        let mut core = loaded();
+        core.apply(Event::Shutdown);
+        let effects = core.apply(next);
+        assert!(
+            matches!(effects[..], [Effect::Exit { success: true, .. }]),
+            "{effects:?}"
+        );
+    }
+}

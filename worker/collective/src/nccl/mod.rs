@@ -51,7 +51,6 @@ const LOOKS_MISSED_MAX: u32 = 2;
 pub struct DeviceEndpoint<L: Links> {
     tcp: Arc<Endpoint>,
     links: Arc<L>,
-    limits: Limits,
     current: Mutex<Current<L::Fabric>>,
 }
 
@@ -107,8 +106,8 @@ impl<L: Links> Transport for DeviceEndpoint<L> {
 }
 
 impl<L: Links> DeviceEndpoint<L> {
-    /// Exchanges over `links`, and over `tcp` where they do not reach. `limits` as for the latter.
-    pub fn new(tcp: Arc<Endpoint>, links: L, limits: Limits) -> Arc<Self> {
+    /// Exchanges over `links`, and over `tcp` where they do not reach, within the latter's limits.
+    pub fn new(tcp: Arc<Endpoint>, links: L) -> Arc<Self> {
         let current = Current {
             generation: 0,
             over: true,
@@ -118,7 +117,6 @@ impl<L: Links> DeviceEndpoint<L> {
         Arc::new(DeviceEndpoint {
             tcp,
             links: Arc::new(links),
-            limits,
             current: Mutex::new(current),
         })
     }
@@ -143,7 +141,7 @@ impl<L: Links> DeviceEndpoint<L> {
             ended_well: false,
         };
         let request = Arc::new(request);
-        let (limits, generation) = (self.limits.clone(), request.generation);
+        let (limits, generation) = (self.tcp.limits(), request.generation);
         let peers: BTreeMap<usize, SocketAddr> = group
             .ranks
             .iter()

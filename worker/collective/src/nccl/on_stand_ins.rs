@@ -87,7 +87,8 @@ async fn devices(members: usize) -> (Vec<Device>, Vec<std::net::SocketAddr>) {
     };
     let device = |(gpu, tcp): (usize, Arc<Endpoint>)| {
         let links = CudaLinks::open(gpu as u16).unwrap_or_else(|e| panic!("{e}"));
-        DeviceEndpoint::new(tcp, links, limits.clone())
+        tcp.set_limits(limits.clone());
+        DeviceEndpoint::new(tcp, links)
     };
     (tcp.into_iter().enumerate().map(device).collect(), addrs)
 }

@@ -29,7 +29,8 @@ async fn devices(
     let (tcp, addrs) = endpoints(members).await;
     let hub = Arc::new(Hub::default());
     let device = |tcp: Arc<Endpoint>| {
-        DeviceEndpoint::new(tcp, MemoryLinks(Arc::clone(&hub)), limits.clone())
+        tcp.set_limits(limits.clone());
+        DeviceEndpoint::new(tcp, MemoryLinks(Arc::clone(&hub)))
     };
     (tcp.into_iter().map(device).collect(), addrs, hub)
 }

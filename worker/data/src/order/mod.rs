@@ -299,7 +299,7 @@ fn named<'a>(
 }
 
 /// What the pairs of a task's datasets must carry.
-pub(crate) fn contents_of(task: Task) -> Contents {
+pub fn contents_of(task: Task) -> Contents {
     match task {
         Task::Pretrain | Task::PretrainItc | Task::Retrieval => Contents::Captions,
         Task::Vqa => Contents::Vqa,

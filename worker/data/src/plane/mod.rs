@@ -32,7 +32,7 @@ use warm::Warm;
 /// Stands for the epoch where evaluation draws its masks.
 const EVALUATION_EPOCH: u64 = u64::MAX;
 /// Steps, behind those whose batches are made ahead, whose windows' shards are fetched.
-const WARM_STEPS: u64 = 16;
+pub const WARM_STEPS: u64 = 16;
 /// Lanes' steps made ahead, whatever their size: small ones cost bookkeeping, not bytes.
 const PLACES_MAX: u64 = 4096;
 
