@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 use belfry_model::ParamTable;
 use belfry_proto::v1;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use safetensors::tensor::{Dtype, View};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use shard_tools::store::Root;
+use shard_tools::store::{Root, StoreError};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::WorkerError;
@@ -26,6 +27,9 @@ use crate::weights;
 const KINDS: [&str; 3] = ["parameter", "exp_avg", "exp_avg_sq"];
 /// A part's hash says that a byte is wrong; one more for each of these says where.
 const BLOCK_BYTES: usize = 8 << 20;
+/// A store that is away is asked so often, beyond its client's own retries: half an hour at least.
+const READS_MAX: u32 = 180;
+const READ_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a manifest says; the coordinator writes it (more fields may stand in it).
 #[derive(Debug, Deserialize)]
@@ -150,9 +154,12 @@ pub async fn load(
         reason,
     };
     let read = async |file: &str| {
-        root.get(file).await.map_err(|source| WorkerError::Store {
-            what: format!("cannot read checkpoint file {file}"),
-            source,
+        patiently(root, file).await.map_err(|source| match source {
+            StoreError::NotFound { .. } => refuse(file, "is missing".into()),
+            source => WorkerError::Store {
+                what: format!("cannot read checkpoint file {file}"),
+                source,
+            },
         })
     };
     let text = read(manifest).await?;
@@ -191,6 +198,25 @@ pub async fn load(
         }
     }
     Ok(state)
+}
+
+/// The whole object. A store that is away is waited for: another checkpoint would lie there too. A
+/// disk is not away; what it does not give is not there.
+async fn patiently(root: &Root, file: &str) -> Result<Bytes, StoreError> {
+    let mut tries = 0;
+    loop {
+        match root.get(file).await {
+            Err(error) if error.may_pass() && root.local_folder().is_none() => {
+                tries += 1;
+                if tries == READS_MAX {
+                    return Err(error);
+                }
+                tracing::warn!(file, tries, %error, "waiting for the store");
+                tokio::time::sleep(READ_PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn decode(

@@ -72,12 +72,16 @@ fn durable_text(step: u64, made: &v1::CheckpointMade) -> String {
         made.seconds
     );
     if let Some(stall) = made.stall_seconds {
-        text += &format!(", training waited {:.0} ms", stall * 1000.0);
+        text += &format!(", {}", waited_text(stall));
     }
     if made.retries > 0 {
         text += &format!(", {} writes were tried again", made.retries);
     }
     text
+}
+
+fn waited_text(stall_seconds: f64) -> String {
+    format!("training waited {:.0} ms", stall_seconds * 1000.0)
 }
 
 impl Core {
@@ -310,14 +314,33 @@ impl Core {
         }
     }
 
-    /// What an update waited for the snapshot of its step.
-    pub(super) fn learn_stall(&mut self, applied: &v1::Applied) {
-        let closing = self.closing.get_mut(&applied.step).map(|c| &mut c.open);
-        let open = self.checkpoint.as_mut().filter(|c| c.step == applied.step);
-        if let Some(open) = open.or(closing)
-            && let Some(stall) = applied.stall_seconds
-        {
-            open.stall_seconds = Some(open.stall_seconds.unwrap_or(0.0).max(stall));
+    /// What an update waited for the snapshot of its step. A fast store is done before that is known;
+    /// then it is said afterwards.
+    pub(super) fn learn_stall(&mut self, applied: &v1::Applied, fx: &mut Vec<Effect>) {
+        let Some(stall) = applied.stall_seconds else {
+            return;
+        };
+        let step = applied.step;
+        let longest = |before: Option<f64>| Some(before.unwrap_or(0.0).max(stall));
+        let closing = self.closing.get_mut(&step).map(|c| &mut c.open);
+        let open = self.checkpoint.as_mut().filter(|c| c.step == step);
+        if let Some(open) = open.or(closing) {
+            open.stall_seconds = longest(open.stall_seconds);
+        } else if let Some((_, made)) = self.made_last.as_mut().filter(|(s, _)| *s == step) {
+            let first = made.stall_seconds.is_none();
+            made.stall_seconds = longest(made.stall_seconds);
+            let made = *made;
+            fx.push(Effect::StoreCost(step, made));
+            if first {
+                let waited = waited_text(stall);
+                let fill = |e: &mut v1::RunEvent| {
+                    e.set_reason(Reason::CheckpointDurable);
+                    e.notice = format!("checkpoint of step {step}: {waited}");
+                    e.checkpoint = step;
+                    e.made = Some(made);
+                };
+                self.emit(fill, fx);
+            }
         }
     }
 
@@ -335,6 +358,7 @@ impl Core {
             stall_seconds: open.stall_seconds,
             retries: open.retries,
         };
+        self.made_last = Some((step, made));
         let fill = |e: &mut v1::RunEvent| {
             e.checkpoint = step;
             e.set_reason(Reason::CheckpointDurable);

@@ -286,6 +286,8 @@ pub struct Core {
     checkpoint: Option<OpenCheckpoint>,
     /// Checkpoints whose manifests are being written, by step.
     closing: BTreeMap<u64, Closing>,
+    /// The checkpoint that became durable last, and what it cost.
+    made_last: Option<(u64, v1::CheckpointMade)>,
     /// Snapshots of steps up to this one are needed no more.
     checkpoints_closed: u64,
     /// Checkpoints that were given up, or not deleted yet: their parts are in the way.
@@ -328,6 +330,7 @@ impl Core {
             exported: None,
             checkpoint: None,
             closing: BTreeMap::new(),
+            made_last: None,
             checkpoints_closed: 0,
             refuse: BTreeSet::new(),
             receipts: BTreeMap::new(),
@@ -440,7 +443,7 @@ impl Core {
         worker.last_seen = now;
         match body {
             up::Body::Hello(_) => {}
-            up::Body::Applied(applied) => self.learn_stall(&applied),
+            up::Body::Applied(applied) => self.learn_stall(&applied, fx),
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
             up::Body::Ready(ready) => self.take_ready(id, ready),
             up::Body::PeerTrouble(t) => {

@@ -2,6 +2,7 @@
 
 use super::*;
 
+mod checkpoint;
 mod quarantine;
 mod receipt;
 
