@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use belfry_configs::ValidConfig;
 use belfry_coordinator::{ServeOptions, run_id, serve};
-use belfry_worker::WorkerOptions;
+use belfry_worker::{Injection, WorkerOptions};
 use clap::Args;
 use shard_tools::store::Root;
 use tokio::io::AsyncReadExt as _;
@@ -68,6 +68,9 @@ pub struct WorkerArguments {
     /// Folder of this host's shard cache.
     #[arg(long)]
     cache: PathBuf,
+    /// Flip one bit, for tests of who finds it.
+    #[arg(long, hide = true)]
+    inject: Option<Injection>,
 }
 
 impl Common {
@@ -156,6 +159,7 @@ pub async fn worker(arguments: WorkerArguments) -> anyhow::Result<()> {
         coordinator_address_file: arguments.address_file,
         cache_dir: arguments.cache,
         bind: arguments.bind,
+        inject: arguments.inject,
     };
     belfry_worker::run(options, Common::shutdown(arguments.common.follow_stdin)).await?;
     Ok(())

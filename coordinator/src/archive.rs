@@ -1,7 +1,8 @@
 //! What a run makes durable besides its journal: receipts, manifests, evaluations, the result.
 //!
-//! One task writes them in the order in which the core asked, off the loop; the answers are
-//! events. Everything is put only if absent or equal, so a repetition harms nothing.
+//! One task writes them in the order in which the core asked, off the loop, each for as long as the
+//! store takes; the answers are events. Everything is put only if absent or equal, so a repetition
+//! harms nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +15,8 @@ use tokio::task::JoinHandle;
 
 use crate::core::{Durable, Event, without_lanes};
 use crate::error::CoordinatorError;
-use crate::journal::Entry;
+use crate::journal::{self, Entry};
+use crate::persist::{Persist, Told};
 use crate::{identity, ledger, stored};
 
 /// Writes that may wait: the core has one checkpoint, one batch of receipts and a few evaluations
@@ -41,68 +43,80 @@ pub enum Job {
 pub fn open(
     root: Root,
     run_id: String,
-    events: mpsc::Sender<Event>,
+    leader: Entry,
+    persist: Persist,
 ) -> (mpsc::Sender<Job>, JoinHandle<()>) {
     let (jobs, mut queue) = mpsc::channel(JOBS_MAX);
+    let archive = Archive {
+        root,
+        run_id,
+        leader,
+    };
     let task = tokio::spawn(async move {
         while let Some(job) = queue.recv().await {
-            // Nobody listens to the answers of a run that is over.
-            if let Some(event) = write(&root, &run_id, job).await {
-                let _ = events.send(event).await;
-            }
+            let what = named(&job);
+            let told = match persist.until_done(&what, || archive.write(&job)).await {
+                Ok(None) => match durable(&job) {
+                    Some(event) => Told::Event(event),
+                    None => continue,
+                },
+                Ok(Some(how)) => Told::Event(Event::StoreDiffers { what, how }),
+                Err(error) => Told::End(error),
+            };
+            persist.tell(told).await;
         }
     });
     (jobs, task)
 }
 
-async fn write(root: &Root, run_id: &str, job: Job) -> Option<Event> {
-    match &job {
-        Job::Prune(steps) => return prune(root, steps).await,
-        Job::Cost(step, made) => {
-            if let Err(error) = stored::put_cost(root, *step, made).await {
-                tracing::warn!(step, %error, "what a checkpoint cost is not written down");
-            }
-            return None;
-        }
-        _ => {}
+fn named(job: &Job) -> String {
+    match job {
+        Job::Receipts(_) => "the ledger".into(),
+        Job::Checkpoint(step, ..) => format!("the checkpoint of step {step}"),
+        Job::Prune(_) => "old checkpoints".into(),
+        Job::Cost(step, _) => format!("what the checkpoint of step {step} cost"),
+        Job::Evaluation(evaluated) => format!("the evaluation of step {}", evaluated.step),
     }
-    let (what, checkpoint, outcome) = match &job {
-        Job::Receipts(receipts) => (
-            "the ledger".to_owned(),
-            None,
-            ledger::append(root, receipts).await,
-        ),
-        Job::Checkpoint(step, receipts, parts) => (
-            format!("the checkpoint of step {step}"),
-            Some(*step),
-            put_checkpoint(root, run_id, *step, receipts, parts).await,
-        ),
-        Job::Prune(_) | Job::Cost(..) => return None,
-        Job::Evaluation(evaluated) => (
-            format!("the evaluation of step {}", evaluated.step),
-            None,
-            put_evaluation(root, evaluated).await,
-        ),
-    };
-    let (error, alarm) = match outcome {
-        Ok(None) => {
-            return match job {
-                Job::Receipts(receipts) => receipts.last().map(|last| Event::ReceiptsDurable {
-                    below: last.step + 1,
-                }),
-                Job::Checkpoint(step, ..) => Some(Event::CheckpointDurable { step }),
-                Job::Prune(_) | Job::Cost(..) | Job::Evaluation(_) => None,
-            };
-        }
-        Ok(Some(difference)) => (difference, true),
-        Err(error) => (error.to_string(), false),
-    };
-    Some(Event::StoreFailed {
-        what,
-        checkpoint,
-        error,
-        alarm,
-    })
+}
+
+/// What the core hears when it is done.
+fn durable(job: &Job) -> Option<Event> {
+    match job {
+        Job::Receipts(receipts) => receipts.last().map(|last| Event::ReceiptsDurable {
+            below: last.step + 1,
+        }),
+        Job::Checkpoint(step, ..) => Some(Event::CheckpointDurable { step: *step }),
+        Job::Prune(_) | Job::Cost(..) | Job::Evaluation(_) => None,
+    }
+}
+
+struct Archive {
+    root: Root,
+    run_id: String,
+    /// An entry of this leader.
+    leader: Entry,
+}
+
+impl Archive {
+    /// Says what differs from what stands there. Whoever leads no more writes nothing: what it would
+    /// write late is the same bits, but a choice made since may stand beside it.
+    async fn write(&self, job: &Job) -> Result<Option<String>, CoordinatorError> {
+        let root = &self.root;
+        journal::check_leads(root, &self.leader).await?;
+        let written = match job {
+            Job::Receipts(receipts) => ledger::append(root, receipts).await,
+            Job::Checkpoint(step, receipts, parts) => {
+                put_checkpoint(root, &self.run_id, *step, receipts, parts).await
+            }
+            Job::Prune(steps) => prune(root, steps).await,
+            Job::Cost(step, made) => {
+                let put = stored::put_cost(root, *step, made).await;
+                put.map(|()| None)
+            }
+            Job::Evaluation(evaluated) => put_evaluation(root, evaluated).await,
+        };
+        written.map_err(|e| CoordinatorError::store(format!("cannot write {}", named(job)), e))
+    }
 }
 
 /// Receipts first, the manifest last. Says what differs from what stands there.
@@ -119,17 +133,12 @@ async fn put_checkpoint(
     stored::put_manifest(root, run_id, step, parts).await
 }
 
-/// Deletes checkpoints; those that could not be are asked for again.
-async fn prune(root: &Root, steps: &[u64]) -> Option<Event> {
-    let mut left = steps.to_vec();
-    while let Some(step) = left.last() {
-        if let Err(error) = stored::delete(root, *step).await {
-            let error = error.to_string();
-            return Some(Event::NotPruned { steps: left, error });
-        }
-        left.pop();
+/// Deletes checkpoints, one after the other; what is gone already is no error.
+async fn prune(root: &Root, steps: &[u64]) -> Result<Option<String>, StoreError> {
+    for step in steps {
+        stored::delete(root, *step).await?;
     }
-    None
+    Ok(None)
 }
 
 async fn put_evaluation(root: &Root, e: &v1::Evaluated) -> Result<Option<String>, StoreError> {
@@ -203,6 +212,7 @@ pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorEr
     };
     let quarantine = journal.quarantine.iter().cloned().map(v1::Shard::from);
     Ok(Durable {
+        entry: journal.seq,
         generation: journal.generation,
         committed: journal.committed,
         horizon: journal.horizon,

@@ -17,8 +17,8 @@ pub enum CoordinatorError {
     },
     /// Another coordinator has written the journal entry that this one wanted to write.
     #[error(
-        "another coordinator (term {term} at {address}) leads this run; stop it before starting \
-         a second one"
+        "another coordinator (term {term} at {address}) leads this run; this one ends. A second one \
+         that waits its turn is started with --standby"
     )]
     Superseded {
         /// Its term.

@@ -8,10 +8,14 @@ pub mod core;
 mod error;
 pub mod identity;
 pub mod journal;
+pub mod lease;
 pub mod ledger;
+pub mod outgoing;
+mod persist;
 mod rpc;
 mod shell;
 pub mod stored;
+mod writer;
 
 pub use archive::{RESULT_FILE, checkpoints, evaluations};
 pub use error::CoordinatorError;

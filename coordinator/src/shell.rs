@@ -1,11 +1,12 @@
 //! The shell around the core: server, clock, journal. One loop takes an event, lets the core
-//! decide and does what it says, in order.
+//! decide and does what it says, in order: behind a write that is not durable yet everything waits,
+//! while events are still taken in.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use belfry_configs::{Transport, ValidConfig};
+use belfry_configs::{Timeouts, Transport, ValidConfig};
 use belfry_proto::v1::coordinator_server::CoordinatorServer;
 use belfry_proto::v1::{self, CoordinatorMessage, coordinator_message as down};
 use sha2::{Digest as _, Sha256};
@@ -17,20 +18,25 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::archive::{self, Job};
 use crate::core::{Core, Effect, Event, LinkPolicy, Settings};
 use crate::error::CoordinatorError;
-use crate::identity;
-use crate::journal::{Entry, Journal};
+use crate::journal::Journal;
+use crate::outgoing::Outgoing;
+use crate::persist::{Persist, Told};
 use crate::rpc::{FromRpc, Outbox, Service, Watched};
 use crate::stored::scrub::scrub;
+use crate::writer;
 
 /// Messages that may wait for the loop.
 const INBOX_MAX: usize = 1024;
-/// Answers of the archive that may wait for the loop.
-const STORED_MAX: usize = 64;
+/// Answers of writing tasks that may wait for the loop.
+const TOLD_MAX: usize = 64;
+/// The archive's queue keeps room for what one event may ask of it.
+const ARCHIVE_ROOM: usize = 8;
 /// Events that a watcher may lag behind.
 const EVENTS_MAX: usize = 4096;
-/// Steps between journal entries while nothing happens: one put in so many steps, and so many steps
-/// that a term which finds nobody alive takes for committed.
-const HORIZON_STEPS: u64 = 64;
+/// Steps that may be committed while no journal entry can be written: a store that is away for four
+/// minutes stops no run of one-second steps. Entries move it on before half of it is used up, and at
+/// every renewal. Its price: so many steps a term that finds nobody alive takes for committed.
+const HORIZON_STEPS: u64 = 256;
 /// Ticks per longest tolerated silence.
 const TICKS_PER_SILENCE: u32 = 20;
 /// Time that farewells and last writes get.
@@ -74,17 +80,23 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<Outcome, CoordinatorError> {
     let address = options.listener.local_addr()?.to_string();
+    let setting = Duration::from_secs_f64(options.config.cluster.max_stall_seconds);
+    let patience = Timeouts::new(setting).silence;
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos());
     let nonce = clock as u64 ^ (u64::from(std::process::id()) << 40);
-    let journal = Journal::lead(&options.root, address, nonce).await?;
+    let starting = Persist::starting(patience);
+    let lead = || Journal::lead(&options.root, address.clone(), nonce);
+    let journal = starting.until_done("the journal", lead).await?;
     let settings = settings(&options, &journal);
-    let durable = archive::read(&options.root, journal.last()).await?;
+    let read = || archive::read(&options.root, journal.last());
+    let durable = starting
+        .until_done("what the run made durable", read)
+        .await?;
     let timeouts = settings.timeouts;
-    let begun = Instant::now();
 
-    let (inbox, mut messages) = mpsc::channel(INBOX_MAX);
+    let (inbox, messages) = mpsc::channel(INBOX_MAX);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
@@ -96,52 +108,26 @@ pub async fn serve(
         });
     let server = tokio::spawn(server);
 
-    let (stored, mut answers) = mpsc::channel(STORED_MAX);
-    let (archive, writing) = archive::open(options.root.clone(), options.run_id, stored);
-    let (found, mut rotten) = mpsc::channel(1);
+    let (tell, told) = mpsc::channel(TOLD_MAX);
     let hours = options.config.checkpoint.scrub_hours;
     let scrubbing = (hours > 0.0).then(|| {
         let every = Duration::from_secs_f64(hours * 3600.0);
-        tokio::spawn(scrub(options.root.clone(), every, found))
+        tokio::spawn(scrub(options.root.clone(), every, tell.clone()))
     });
+    let persist = Persist::running(patience, tell);
+    let leader = journal.last().clone();
+    let (archive, archiving) = archive::open(options.root, options.run_id, leader, persist.clone());
+    let (writes, writing) = writer::open(journal, persist);
     let mut shell = Shell {
         core: Core::new(0, settings, durable),
-        journal,
-        root: options.root,
+        outgoing: Outgoing::default(),
+        writes,
         outboxes: BTreeMap::new(),
         events: broadcast::channel(EVENTS_MAX).0,
         archive,
         outcome: None,
     };
-    let mut tick = tokio::time::interval(timeouts.silence / TICKS_PER_SILENCE);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    tokio::pin!(shutdown);
-    let outcome = loop {
-        let event = tokio::select! {
-            Some(message) = messages.recv() => match shell.register(message) {
-                Some(event) => event,
-                None => continue,
-            },
-            Some(event) = answers.recv() => event,
-            Some(verdict) = rotten.recv() => Event::CheckpointCorrupt {
-                step: verdict.step,
-                faults: verdict.faults,
-            },
-            _ = tick.tick() => Event::Tick,
-            () = &mut shutdown => {
-                let reason = "the coordinator was asked to stop".to_owned();
-                break Outcome { success: false, reason };
-            }
-        };
-        let now = begun.elapsed().as_millis() as u64;
-        for effect in shell.core.apply(now, event) {
-            shell.execute(effect).await?;
-        }
-        if let Some(outcome) = shell.outcome.take() {
-            break outcome;
-        }
-    };
-    drop(answers);
+    let ended = shell.run(timeouts.silence, messages, told, shutdown).await;
     if let Some(scrubbing) = scrubbing {
         scrubbing.abort();
     }
@@ -149,11 +135,12 @@ pub async fn serve(
     drop(shell);
     let _ = stop.send(());
     let farewell = async {
+        let _ = archiving.await;
         let _ = writing.await;
         let _ = server.await;
     };
     let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    Ok(outcome)
+    ended
 }
 
 fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
@@ -187,8 +174,9 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
 
 struct Shell {
     core: Core,
-    journal: Journal,
-    root: Root,
+    outgoing: Outgoing,
+    /// To the task that writes what others wait for.
+    writes: mpsc::Sender<Effect>,
     outboxes: BTreeMap<u64, Outbox>,
     events: broadcast::Sender<v1::RunEvent>,
     archive: mpsc::Sender<Job>,
@@ -196,6 +184,53 @@ struct Shell {
 }
 
 impl Shell {
+    /// Takes an event, lets the core decide, does what it says; until the run ends, or this
+    /// coordinator.
+    async fn run(
+        &mut self,
+        silence: Duration,
+        mut messages: mpsc::Receiver<FromRpc>,
+        mut told: mpsc::Receiver<Told>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<Outcome, CoordinatorError> {
+        let begun = Instant::now();
+        let mut tick = tokio::time::interval(silence / TICKS_PER_SILENCE);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tokio::pin!(shutdown);
+        loop {
+            // Answers are always heard; what asks for more waits while too much waits already.
+            let open = !self.outgoing.is_full() && self.archive.capacity() > ARCHIVE_ROOM;
+            let event = tokio::select! {
+                Some(told) = told.recv() => match told {
+                    Told::Event(event) => Some(event),
+                    Told::Settled(event) => {
+                        for effect in self.outgoing.settled() {
+                            self.execute(effect).await;
+                        }
+                        event
+                    }
+                    Told::End(error) => return Err(error),
+                },
+                Some(message) = messages.recv(), if open => self.register(message),
+                _ = tick.tick(), if open => Some(Event::Tick),
+                () = &mut shutdown => {
+                    let reason = "the coordinator was asked to stop".to_owned();
+                    return Ok(Outcome { success: false, reason });
+                }
+            };
+            if let Some(event) = event {
+                let now = begun.elapsed().as_millis() as u64;
+                let effects = self.core.apply(now, event);
+                for effect in self.outgoing.push(effects) {
+                    self.execute(effect).await;
+                }
+            }
+            if let Some(outcome) = self.outcome.take() {
+                return Ok(outcome);
+            }
+        }
+    }
+
     /// Keeps the way to a worker; answers watchers.
     fn register(&mut self, message: FromRpc) -> Option<Event> {
         match message {
@@ -226,26 +261,13 @@ impl Shell {
         }
     }
 
-    async fn execute(&mut self, effect: Effect) -> Result<(), CoordinatorError> {
+    async fn execute(&mut self, effect: Effect) {
         match effect {
-            Effect::Journal {
-                generation,
-                committed,
-                horizon,
-                members,
-                quarantine,
-            } => {
-                let entry = Entry {
-                    generation,
-                    committed,
-                    horizon,
-                    members,
-                    quarantine: quarantine.into_iter().map(Into::into).collect(),
-                    ..self.journal.last().clone()
-                };
-                self.journal.append(entry).await?;
+            Effect::Journal { .. } | Effect::StoreData(_) | Effect::StoreResult { .. } => {
+                if self.writes.send(effect).await.is_err() {
+                    tracing::debug!("the writing task has ended and said why");
+                }
             }
-            Effect::StoreData(data) => identity::put(&self.root, &data).await?,
             Effect::Send(session, body) => self.send(session, body),
             Effect::Close(session) => {
                 self.outboxes.remove(&session);
@@ -259,13 +281,6 @@ impl Shell {
             Effect::Prune(steps) => self.store(Job::Prune(steps)).await,
             Effect::StoreCost(step, made) => self.store(Job::Cost(step, made)).await,
             Effect::StoreEvaluation(evaluated) => self.store(Job::Evaluation(evaluated)).await,
-            Effect::StoreResult {
-                exported,
-                last,
-                evaluations,
-            } => {
-                archive::put_result(&self.root, &exported, last.as_ref(), &evaluations).await?;
-            }
             Effect::Emit(event) => {
                 if !event.notice.is_empty() {
                     tracing::info!(
@@ -283,7 +298,6 @@ impl Shell {
                 self.outcome = Some(Outcome { success, reason });
             }
         }
-        Ok(())
     }
 
     async fn store(&self, job: Job) {

@@ -1,6 +1,7 @@
 //! The coordinator's shell in the simulation: its effects become messages and durable files.
 
 use belfry_coordinator::core as lead;
+use belfry_coordinator::outgoing::{Outgoing, is_barrier};
 use belfry_proto::{Schedule, v1};
 
 use super::arithmetic::{first_choice, part_hash, quarantine_at, reference};
@@ -30,6 +31,8 @@ impl World {
             horizon_steps: self.sizes.horizon_steps,
             term: self.coordinator_life,
         };
+        self.outgoing = Outgoing::default();
+        self.written_at = self.now;
         let core = lead::Core::new(self.now, settings, self.durable.clone());
         self.coordinator = Some(core);
         self.say(format!("coordinator of term {}", self.coordinator_life));
@@ -42,14 +45,28 @@ impl World {
         let Some(core) = self.coordinator.as_mut().filter(|_| ours) else {
             return;
         };
-        for effect in core.apply(self.now, event) {
+        let effects = core.apply(self.now, event);
+        for effect in self.outgoing.push(effects) {
             self.lead(effect);
         }
     }
 
-    pub(super) fn lead(&mut self, effect: lead::Effect) {
+    /// What others wait for takes its time; it is durable in the order in which it was asked for.
+    fn write(&mut self, effect: lead::Effect) {
+        let at = self.now + 1 + self.below(20);
+        self.written_at = self.written_at.max(at);
+        let delay = self.written_at - self.now;
+        self.after(delay, Happening::Written(self.coordinator_life, effect));
+    }
+
+    /// A write is durable. What a coordinator was writing when it died is lost with it.
+    pub(super) fn written(&mut self, life: u64, effect: lead::Effect) {
         use lead::Effect as E;
-        let life = self.coordinator_life;
+        if life != self.coordinator_life || self.coordinator.is_none() {
+            return;
+        }
+        let holds_back = is_barrier(&effect);
+        let mut event = None;
         match effect {
             E::Journal {
                 generation,
@@ -57,16 +74,50 @@ impl World {
                 horizon,
                 members,
                 quarantine,
+                ..
             } => {
                 let last = self.commits.keys().last();
-                assert!(last.is_none_or(|s| *s < committed), "it forgets commits");
+                let known = committed.max(horizon);
+                assert!(last.is_none_or(|s| *s < known), "it forgets commits");
+                self.entries += 1;
+                self.durable.entry = self.entries;
                 self.durable.generation = generation;
                 self.durable.committed = committed;
                 self.durable.horizon = horizon;
                 self.durable.members = members;
                 self.journal_quarantine(quarantine.into_iter().collect());
+                event = Some(lead::Event::Journaled { seq: self.entries });
             }
             E::StoreData(data) => self.durable.data = Some(data),
+            E::StoreResult {
+                exported,
+                last,
+                evaluations,
+            } => {
+                assert_eq!(last.map(|r| r.step + 1), Some(self.sizes.steps));
+                let judged: Vec<u64> = evaluations.iter().map(|e| e.step).collect();
+                assert_eq!(judged, [0, self.sizes.steps]);
+                self.result = Some(exported);
+            }
+            other => panic!("{other:?} is no write"),
+        }
+        if holds_back {
+            for effect in self.outgoing.settled() {
+                self.lead(effect);
+            }
+        }
+        if let Some(event) = event {
+            self.tell_coordinator(None, event);
+        }
+    }
+
+    pub(super) fn lead(&mut self, effect: lead::Effect) {
+        use lead::Effect as E;
+        let life = self.coordinator_life;
+        match effect {
+            effect @ (E::Journal { .. } | E::StoreData(_) | E::StoreResult { .. }) => {
+                self.write(effect);
+            }
             E::Send(session, body) => {
                 let delay = 1 + self.below(20);
                 let session_state = self.sessions.get_mut(&session).expect("a known session");
@@ -112,16 +163,6 @@ impl World {
             E::StoreCost(..) => {}
             E::StoreEvaluation(evaluated) => {
                 self.durable.evaluations.insert(evaluated.step, evaluated);
-            }
-            E::StoreResult {
-                exported,
-                last,
-                evaluations,
-            } => {
-                assert_eq!(last.map(|r| r.step + 1), Some(self.sizes.steps));
-                let judged: Vec<u64> = evaluations.iter().map(|e| e.step).collect();
-                assert_eq!(judged, [0, self.sizes.steps]);
-                self.result = Some(exported);
             }
             E::Emit(event) => {
                 if !event.notice.is_empty() {

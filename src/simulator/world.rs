@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use belfry_configs::Timeouts;
 use belfry_coordinator::core as lead;
+use belfry_coordinator::outgoing::Outgoing;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule};
 use belfry_worker::core as work;
@@ -66,6 +67,8 @@ pub(super) enum Happening {
     Worker(usize, u64, work::Event),
     Arrived(usize, u64, u64, u64, Option<Vec<String>>),
     Stored(u64, Job),
+    /// A write of this coordinator is durable.
+    Written(u64, lead::Effect),
     StartTimeout(u64, u64),
     StartWorker(usize),
     StartCoordinator,
@@ -122,6 +125,11 @@ pub struct World {
     pub(super) random: u64,
     pub(super) queue: BTreeMap<(u64, u64), Happening>,
     pub(super) coordinator: Option<lead::Core>,
+    pub(super) outgoing: Outgoing,
+    /// Journal entries so far.
+    pub(super) entries: u64,
+    /// When the write that was begun last is done: they are done in their order.
+    pub(super) written_at: u64,
     pub(super) coordinator_life: u64,
     pub(super) coordinator_paused_until: u64,
     pub(super) durable: lead::Durable,
@@ -162,6 +170,9 @@ impl World {
             random: seed,
             queue: BTreeMap::new(),
             coordinator: None,
+            outgoing: Outgoing::default(),
+            entries: 0,
+            written_at: 0,
             coordinator_life: 0,
             coordinator_paused_until: 0,
             durable: lead::Durable::default(),
@@ -259,9 +270,11 @@ impl World {
     /// A stopped process gets what happened to it when it goes on.
     fn paused_until(&self, happening: &Happening) -> u64 {
         match happening {
-            Happening::Up(..) | Happening::Gone(_) | Happening::Tick(_) | Happening::Stored(..) => {
-                self.coordinator_paused_until
-            }
+            Happening::Up(..)
+            | Happening::Gone(_)
+            | Happening::Tick(_)
+            | Happening::Stored(..)
+            | Happening::Written(..) => self.coordinator_paused_until,
             Happening::Down(s, _) | Happening::Closed(s) => {
                 let session = &self.sessions[s];
                 self.workers[session.worker].paused_until
@@ -330,6 +343,7 @@ impl World {
                 }
             }
             Happening::Stored(life, job) => self.stored(life, job),
+            Happening::Written(life, effect) => self.written(life, effect),
             Happening::StartTimeout(generation, step) => {
                 self.fail_exchange((generation, step), Vec::new());
             }

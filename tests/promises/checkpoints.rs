@@ -93,7 +93,9 @@ fn a_store_that_refuses_a_manifest_delays_the_checkpoint_and_no_step() {
     let outcome = outcome(child.wait_with_output().expect("ends"));
     assert_eq!(outcome.hashes(), *undisturbed());
     assert!(
-        outcome.said.contains("the manifest of step 4 is delayed"),
+        outcome
+            .said
+            .contains("the checkpoint of step 4 cannot be written yet"),
         "{}",
         outcome.said
     );

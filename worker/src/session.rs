@@ -24,6 +24,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::core::{Core, Effect, Event, Exchange, Identity, LateReports};
 use crate::error::WorkerError;
 use crate::held::HeldState;
+use crate::inject::{Inject, Injection};
 use crate::link::Link;
 use crate::optimizer::AdamW;
 use crate::pulse::Pulse;
@@ -57,6 +58,8 @@ pub struct WorkerOptions {
     pub cache_dir: PathBuf,
     /// Address at which peers reach this worker.
     pub bind: IpAddr,
+    /// A fault of memory to order, for tests.
+    pub inject: Option<Injection>,
 }
 
 /// Runs a worker until the coordinator ends the run, or `shutdown` resolves and the open step is
@@ -74,7 +77,7 @@ pub async fn run(
     tokio::pin!(shutdown);
     let mut leaving = false;
     loop {
-        let event = tokio::select! {
+        let mut event = tokio::select! {
             event = inbox.recv() => match event.expect("the shell itself holds a sender") {
                 Event::Message(down::Body::Echo(echo)) => {
                     shell.pulse.echoed(echo.number);
@@ -100,6 +103,7 @@ pub async fn run(
                 Event::Shutdown
             }
         };
+        shell.inject.event(&mut event);
         if let Event::Message(v1::coordinator_message::Body::Commit(commit)) = &event {
             shell.snapshots.close(commit.closed);
         }
@@ -139,6 +143,7 @@ struct Shell {
     acquiring: Option<JoinHandle<()>>,
     events: mpsc::Sender<Event>,
     arrivals: mpsc::Sender<Arrival>,
+    inject: Inject,
 }
 
 impl Shell {
@@ -205,6 +210,7 @@ impl Shell {
             compute,
             events,
             arrivals,
+            inject: Inject::new(options.inject),
         })
     }
 
@@ -378,11 +384,12 @@ impl Shell {
         self.state = None;
         self.staging.clear();
         let (snapshots, optimizer) = (&mut self.snapshots, &self.optimizer);
-        let updated = tokio::task::block_in_place(move || {
+        let mut updated = tokio::task::block_in_place(move || {
             let mut state = state;
             snapshots.update(&mut state, optimizer, &sum);
             state
         });
+        self.inject.state(step, &mut updated);
         self.hold(&updated);
         if !snapshot_parts.is_empty() {
             self.snapshots.store(&updated, snapshot_parts);

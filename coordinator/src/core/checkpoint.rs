@@ -51,8 +51,6 @@ impl OpenCheckpoint {
 pub(super) struct Closing {
     open: OpenCheckpoint,
     receipts: Vec<v1::StepRecord>,
-    /// When the write that failed is asked for again.
-    again_at: Option<Millis>,
 }
 
 impl Closing {
@@ -270,7 +268,6 @@ impl Core {
         self.checkpoints_closed = self.checkpoints_closed.max(step);
         let closing = Closing {
             receipts: self.receipts_to_store(step),
-            again_at: None,
             open,
         };
         fx.push(closing.effect());
@@ -368,28 +365,6 @@ impl Core {
         self.emit(fill, fx);
         fx.push(Effect::StoreCost(step, made));
         self.prune(fx);
-    }
-
-    /// A manifest that could not be written is written again later, as often as it takes.
-    pub(super) fn manifest_failed(&mut self, step: u64, fx: &mut Vec<Effect>) {
-        let now = self.last_tick;
-        if let Some(closing) = self.closing.get_mut(&step) {
-            closing.again_at = Some(now + millis(self.s.timeouts.renew));
-            closing.open.retries += 1;
-            let text = format!("the manifest of step {step} is delayed and tried again");
-            if closing.open.retries == 1 {
-                self.notice(Reason::CheckpointDelayed, text, fx);
-            }
-        }
-    }
-
-    /// Asks again for the writes whose time has come.
-    pub(super) fn manifests_again(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        for closing in self.closing.values_mut() {
-            if closing.again_at.take_if(|at| *at <= now).is_some() {
-                fx.push(closing.effect());
-            }
-        }
     }
 
     /// Receipts of steps below `step` that the ledger lacks.

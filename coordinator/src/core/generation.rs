@@ -48,7 +48,7 @@ impl Core {
         let linked = self.choose_links(fx);
         self.await_ids(now, &linked);
         (self.links, self.groups) = (linked.links, linked.groups);
-        self.write_down(fx);
+        self.write_down(now, false, fx);
         let open = self.announcement();
         for id in &self.members {
             self.send(*id, down::Body::OpenGeneration(open.clone()), fx);
@@ -66,19 +66,6 @@ impl Core {
             self.members.len()
         );
         self.notice(Reason::GenerationOpened, text, fx);
-    }
-
-    /// Journals what a next term must know.
-    pub(super) fn write_down(&mut self, fx: &mut Vec<Effect>) {
-        let horizon = self.committed + self.s.horizon_steps;
-        self.horizon = self.horizon.max(horizon.min(self.s.steps_total));
-        fx.push(Effect::Journal {
-            generation: self.generation,
-            committed: self.decided_below(),
-            horizon: self.horizon,
-            members: self.members.clone(),
-            quarantine: self.durable.quarantine.all().cloned().collect(),
-        });
     }
 
     fn announcement(&self) -> v1::OpenGeneration {

@@ -33,6 +33,13 @@ pub(super) struct OpenLinks {
     since: Millis,
 }
 
+impl OpenLinks {
+    /// The generation was heard of only now.
+    pub(super) fn rested(&mut self, time: Millis) {
+        self.since += time;
+    }
+}
+
 /// What the links of this term have come to.
 #[derive(Debug, Default)]
 pub(super) struct LinkRecord {

@@ -162,7 +162,8 @@ impl Core {
         beat: &v1::Heartbeat,
         fx: &mut Vec<Effect>,
     ) {
-        let member = self.phase == Phase::Training && self.members.contains(&id);
+        let heard = self.phase == Phase::Training && !self.unheard();
+        let member = heard && self.members.contains(&id);
         if beat.number > 0 {
             let number = beat.number;
             self.send(id, down::Body::Echo(v1::Echo { number }), fx);

@@ -15,6 +15,7 @@ mod quarantine;
 mod receipt;
 mod retention;
 mod step;
+mod store;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -29,6 +30,7 @@ pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
 use measured::{Measured, RoundTrips, millis};
 pub use receipt::LANE_DIGEST_BYTES;
+use store::Written;
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Millis = u64;
@@ -71,6 +73,8 @@ pub struct Settings {
 /// What earlier terms made durable.
 #[derive(Clone, Debug, Default)]
 pub struct Durable {
+    /// Number of the newest journal entry: the one that began this term.
+    pub entry: u64,
     /// Highest generation journaled.
     pub generation: u64,
     /// Updates that the journal takes for committed.
@@ -112,23 +116,29 @@ pub enum Event {
         /// Its step.
         step: u64,
     },
-    /// They could not be made so.
-    StoreFailed {
+    /// The oldest [`Effect::Journal`] that was not answered yet is durable.
+    Journaled {
+        /// The entry's number.
+        seq: u64,
+    },
+    /// Something cannot be written at the moment; it is tried until it can.
+    StoreAway {
+        /// What is being written.
+        what: String,
+        /// Why it cannot.
+        error: String,
+    },
+    /// It is written now.
+    StoreBack {
+        /// What was being written.
+        what: String,
+    },
+    /// What is stored differs from this run's, which ends it.
+    StoreDiffers {
         /// What was being stored.
         what: String,
-        /// The checkpoint's step, if it was one.
-        checkpoint: Option<u64>,
-        /// Why.
-        error: String,
-        /// Whether what is stored differs from this run's, which ends it.
-        alarm: bool,
-    },
-    /// These checkpoints could not be deleted.
-    NotPruned {
-        /// Their steps.
-        steps: Vec<u64>,
-        /// Why.
-        error: String,
+        /// How it differs.
+        how: String,
     },
     /// A checkpoint was read again and is not what its manifest says.
     CheckpointCorrupt {
@@ -144,7 +154,8 @@ pub enum Event {
 /// Something to do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Write a journal entry; what follows waits for it.
+    /// Write a journal entry; answered by [`Event::Journaled`]. What follows waits for it, unless it
+    /// is written ahead of need.
     Journal {
         /// The generation from now on.
         generation: u64,
@@ -156,6 +167,8 @@ pub enum Effect {
         members: Vec<u64>,
         /// All shards under quarantine.
         quarantine: Vec<v1::Shard>,
+        /// Renews the leadership or the horizon before either is used up: nothing waits for it.
+        ahead: bool,
     },
     /// Write down what the run trains on; what follows waits for it.
     StoreData(Vec<v1::Dataset>),
@@ -174,7 +187,7 @@ pub enum Effect {
         /// Its parts, ascending.
         parts: Vec<v1::PartStored>,
     },
-    /// Delete the checkpoints of these steps; answered only by [`Event::NotPruned`].
+    /// Delete the checkpoints of these steps.
     Prune(Vec<u64>),
     /// Keep what a checkpoint cost beside it.
     StoreCost(u64, v1::CheckpointMade),
@@ -266,8 +279,8 @@ pub struct Core {
     decided: u64,
     /// Updates below this one may have been committed by earlier terms.
     unsure_below: u64,
-    /// No update at or beyond this one is committed before another journal entry.
-    horizon: u64,
+    /// Journal entries, and what else the store owes.
+    written: Written,
     /// Digest of the gradient committed last, if this term saw it.
     committed_digest: Option<Digest>,
     members: Vec<u64>,
@@ -290,7 +303,7 @@ pub struct Core {
     made_last: Option<(u64, v1::CheckpointMade)>,
     /// Snapshots of steps up to this one are needed no more.
     checkpoints_closed: u64,
-    /// Checkpoints that were given up, or not deleted yet: their parts are in the way.
+    /// Checkpoints that were given up: their parts are to be deleted.
     refuse: BTreeSet<u64>,
     /// Receipts that are not durable, and recent ones for watchers.
     receipts: BTreeMap<u64, v1::StepRecord>,
@@ -314,7 +327,7 @@ impl Core {
             committed: 0,
             decided: durable.committed.max(receipts_durable),
             unsure_below: durable.horizon,
-            horizon: durable.horizon,
+            written: Written::new(now, &durable),
             committed_digest: None,
             members: Vec::new(),
             nodes_now: BTreeMap::new(),
@@ -357,7 +370,7 @@ impl Core {
             step: self.committed,
             steps_total: self.s.steps_total,
             phase: phase.into(),
-            waiting_for: self.waiting_for.clone(),
+            waiting_for: self.waits().to_owned(),
             workers: self.workers.len() as u32,
             ..Default::default()
         }
@@ -372,6 +385,8 @@ impl Core {
     pub fn apply(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         let mut fx = Vec::new();
         if self.phase == Phase::Over {
+            // The result is being written: that it cannot be is still said.
+            self.hear_store(now, event, &mut fx);
             return fx;
         }
         match event {
@@ -391,36 +406,25 @@ impl Core {
                 self.receipts_are_durable(below);
             }
             Event::CheckpointDurable { step } => self.checkpoint_durable(step, &mut fx),
-            Event::StoreFailed {
-                what,
-                checkpoint,
-                error,
-                alarm,
-            } => {
-                let text = format!("{what} could not be stored: {error}");
-                if checkpoint.is_none() {
-                    self.storing_receipts = false;
-                }
-                if alarm {
-                    self.fail(text, &mut fx);
-                } else {
-                    self.notice(Reason::StoreUnavailable, text, &mut fx);
-                    if let Some(step) = checkpoint {
-                        self.manifest_failed(step, &mut fx);
-                    }
-                }
+            Event::StoreDiffers { what, how } => {
+                self.fail(format!("{what} cannot be stored: {how}"), &mut fx);
             }
-            Event::NotPruned { steps, error } => self.not_pruned(steps, &error, &mut fx),
+            event @ (Event::Journaled { .. }
+            | Event::StoreAway { .. }
+            | Event::StoreBack { .. }) => {
+                self.hear_store(now, event, &mut fx);
+            }
             Event::CheckpointCorrupt { step, faults } => {
                 self.checkpoint_corrupt(step, &faults, &mut fx);
             }
             Event::Tick => {
                 self.silence(now, &mut fx);
-                self.manifests_again(now, &mut fx);
+                self.renew(now, &mut fx);
                 self.measure_round_trips(&mut fx);
             }
         }
         self.advance(now, &mut fx);
+        self.say_store_waits(&mut fx);
         self.check_invariants();
         fx
     }
@@ -526,8 +530,9 @@ impl Core {
 
     fn wait_for(&mut self, what: String, fx: &mut Vec<Effect>) {
         if self.waiting_for != what {
+            let before = self.waits().to_owned();
             self.waiting_for = what;
-            self.emit(|_| {}, fx);
+            self.say_waits(&before, fx);
         }
     }
 

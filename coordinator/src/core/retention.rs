@@ -33,13 +33,6 @@ impl Core {
         }
     }
 
-    /// What could not be deleted is tried again behind the next checkpoint.
-    pub(super) fn not_pruned(&mut self, steps: Vec<u64>, error: &str, fx: &mut Vec<Effect>) {
-        self.refuse.extend(steps);
-        let text = format!("old checkpoints could not be deleted and are tried again: {error}");
-        self.notice(Reason::StoreUnavailable, text, fx);
-    }
-
     /// A checkpoint that is not what its manifest says is used and counted no more. It is left where
     /// it is: somebody may want to see.
     pub(super) fn checkpoint_corrupt(

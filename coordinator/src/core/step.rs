@@ -36,6 +36,7 @@ impl Core {
         }
         self.copy_to_newcomers(now, fx);
         self.store_waiting_receipts(fx);
+        self.write_ahead(now, fx);
         if self.settle_trouble(now, fx) || self.settle_links(now, fx) || !self.evaluate_first(fx) {
             return;
         }
@@ -94,7 +95,7 @@ impl Core {
             return;
         }
         let mut copying = self.workers.values().filter_map(|w| w.copying);
-        if !copying.any(|c| c.step == step && now < c.until) {
+        if !copying.any(|c| c.step == step && now < c.until) && self.store_allows_commit() {
             self.commit(now, fx);
         }
     }
@@ -136,9 +137,6 @@ impl Core {
             && let Some(text) = self.differs(&receipt)
         {
             return self.fail(text, fx);
-        }
-        if step >= self.horizon {
-            self.write_down(fx);
         }
         let first = self.ready.values().next();
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();

@@ -5,6 +5,7 @@ use super::*;
 mod checkpoint;
 mod quarantine;
 mod receipt;
+mod store;
 
 fn settings(workers: usize) -> Settings {
     Settings {
@@ -50,6 +51,7 @@ fn training_as(settings: Settings, durable: Durable) -> Core {
         core.apply(0, Event::Message(100 + id, up::Body::StateReady(ready)));
     }
     assert_eq!(core.phase, Phase::Training);
+    core.apply(0, Event::Journaled { seq: 1 });
     core
 }
 
@@ -401,6 +403,7 @@ fn a_ring_says_what_it_gives_up_and_refuses_who_lacks_it() {
     assert!(reason.contains("nccl_ring") && reason.contains("libnccl.so"));
     // A step that comes out otherwise with other members is no alarm; another past is no state.
     link_id(&mut core, 10, 0, 0, &[5]);
+    core.apply(10, Event::Journaled { seq: 1 });
     for id in 0..2 {
         ready(&mut core, id, 9, true);
     }

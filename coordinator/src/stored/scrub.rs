@@ -8,6 +8,8 @@ use tokio::sync::mpsc;
 
 use super::verify::{Pace, Verdict, verify};
 use super::{list, mark};
+use crate::core::Event;
+use crate::persist::Told;
 
 /// Bytes read in a second: the 4 GB of 339 million parameters take two minutes and, for their hash, a
 /// fortieth of one core.
@@ -17,15 +19,17 @@ const LOOKS_PER_TURN: f64 = 24.0;
 /// Pause between looks, at most.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
 
-/// Reads each usable checkpoint once in `every`, for ever. What is wrong goes to `corrupt` and is
+/// Reads each usable checkpoint once in `every`, for ever. What is wrong is told to the loop and
 /// marked, so that no run begins from it.
-pub async fn scrub(root: Root, every: Duration, corrupt: mpsc::Sender<Verdict>) {
+pub async fn scrub(root: Root, every: Duration, tell: mpsc::Sender<Told>) {
     let pause = every.div_f64(LOOKS_PER_TURN).min(PAUSE_MAX);
     loop {
         tokio::time::sleep(pause).await;
         match next(&root, every).await {
             Ok(Some(verdict)) if !verdict.faults.is_empty() => {
-                if corrupt.send(verdict).await.is_err() {
+                let Verdict { step, faults, .. } = verdict;
+                let rotten = Event::CheckpointCorrupt { step, faults };
+                if tell.send(Told::Event(rotten)).await.is_err() {
                     return;
                 }
             }

@@ -238,30 +238,6 @@ fn a_new_term_goes_on_with_the_checkpoint_of_the_one_before() {
 }
 
 #[test]
-fn a_manifest_that_the_store_refuses_is_put_again() {
-    let mut core = run(6, 3);
-    commit_until(&mut core, 2);
-    said(&mut core, 0, part(2, 0));
-    said(&mut core, 0, part(2, 1));
-    let refused = Event::StoreFailed {
-        what: "the checkpoint of step 2".into(),
-        checkpoint: Some(2),
-        error: "503".into(),
-        alarm: false,
-    };
-    assert_eq!(manifests(&core.apply(20, refused)), [0; 0]);
-    let again = 20 + millis(core.s.timeouts.renew);
-    assert_eq!(manifests(&core.apply(again, Event::Tick)), [2]);
-    assert_eq!(
-        manifests(&core.apply(again + 1, Event::Tick)),
-        [0; 0],
-        "once"
-    );
-    // Meanwhile the next one goes on.
-    assert_eq!(snapshots(&commit_until(&mut core, 4))[0].1, 4);
-}
-
-#[test]
 fn what_is_no_longer_kept_is_deleted_behind_a_durable_manifest() {
     let mut core = run(10, 2);
     let mut deleted = Vec::new();
@@ -280,18 +256,6 @@ fn what_is_no_longer_kept_is_deleted_behind_a_durable_manifest() {
     }
     assert_eq!(deleted, [[2]]);
     assert_eq!(core.durable.manifests, BTreeSet::from([4, 6]));
-    let failed = Event::NotPruned {
-        steps: vec![2],
-        error: "503".into(),
-    };
-    core.apply(20, failed);
-    commit_until(&mut core, 8);
-    let effects = make(&mut core, 8);
-    assert!(
-        effects
-            .iter()
-            .any(|e| matches!(e, Effect::Prune(steps) if *steps == [2, 4]))
-    );
 }
 
 #[test]

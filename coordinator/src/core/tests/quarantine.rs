@@ -178,26 +178,6 @@ fn steps_that_an_earlier_term_may_have_committed_are_not_decided_again() {
 }
 
 #[test]
-fn no_commit_passes_the_horizon_without_a_journal_entry() {
-    let mut s = settings(1);
-    (s.horizon_steps, s.steps_total) = (2, 9);
-    let mut core = training_as(s, Durable::default());
-    let mut written = Vec::new();
-    for step in 0..6 {
-        let effects = ready(&mut core, 0, 9, true);
-        let entry = effects
-            .iter()
-            .position(|e| matches!(e, Effect::Journal { .. }));
-        let sent = effects.iter().position(|e| matches!(e, Effect::Send(..)));
-        if let Some(entry) = entry {
-            assert!(Some(entry) < sent, "before the commit is told");
-            written.push(step);
-        }
-    }
-    assert_eq!(written, [2, 4], "beside the generation's own entry");
-}
-
-#[test]
 fn a_dataset_that_changed_is_refused_by_name() {
     let dataset = |sha256: &str| v1::Dataset {
         key: "data.train".into(),
