@@ -324,20 +324,21 @@ impl Core {
         if let Some(open) = open.or(closing) {
             open.stall_seconds = longest(open.stall_seconds);
         } else if let Some((_, made)) = self.made_last.as_mut().filter(|(s, _)| *s == step) {
-            let first = made.stall_seconds.is_none();
-            made.stall_seconds = longest(made.stall_seconds);
+            let before = made.stall_seconds;
+            made.stall_seconds = longest(before);
+            if made.stall_seconds == before {
+                return;
+            }
             let made = *made;
             fx.push(Effect::StoreCost(step, made));
-            if first {
-                let waited = waited_text(stall);
-                let fill = |e: &mut v1::RunEvent| {
-                    e.set_reason(Reason::CheckpointDurable);
-                    e.notice = format!("checkpoint of step {step}: {waited}");
-                    e.checkpoint = step;
-                    e.made = Some(made);
-                };
-                self.emit(fill, fx);
-            }
+            let waited = waited_text(stall);
+            let fill = |e: &mut v1::RunEvent| {
+                e.set_reason(Reason::CheckpointDurable);
+                e.notice = format!("checkpoint of step {step}: {waited}");
+                e.checkpoint = step;
+                e.made = Some(made);
+            };
+            self.emit(fill, fx);
         }
     }
 

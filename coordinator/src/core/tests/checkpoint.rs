@@ -128,7 +128,7 @@ fn a_durable_checkpoint_says_what_it_cost_and_frees_the_snapshot() {
         ..Default::default()
     };
     let effects = core.apply(10, Event::Message(100, up::Body::Applied(late)));
-    let [Effect::StoreCost(2, made)] = effects[..] else {
+    let [Effect::StoreCost(2, made), Effect::Emit(_)] = &effects[..] else {
         panic!("{effects:?}")
     };
     assert_eq!(made.stall_seconds, Some(0.04));
