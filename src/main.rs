@@ -92,6 +92,8 @@ enum Command {
 const NOT_PROVED: u8 = 1;
 /// Exit code of an error that starting again does not mend.
 const FATAL: u8 = 2;
+/// Exit code of a process that ends because another goes on, or may.
+const ASIDE: u8 = 3;
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
@@ -142,7 +144,8 @@ async fn run(command: Command) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", told(&error));
-            ExitCode::from(FATAL)
+            let aside = error.is::<roles::Aside>();
+            ExitCode::from(if aside { ASIDE } else { FATAL })
         }
     }
 }

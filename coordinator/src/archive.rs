@@ -5,6 +5,7 @@
 //! harms nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use belfry_proto::v1;
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use shard_tools::store::{Created, Root, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::core::{Durable, Event, without_lanes};
+use crate::core::{Durable, Event, RECEIPTS_KEPT, without_lanes};
 use crate::error::CoordinatorError;
 use crate::journal::{self, Entry};
 use crate::persist::{Persist, Told};
@@ -37,6 +38,8 @@ pub enum Job {
     Cost(u64, v1::CheckpointMade),
     /// An evaluation.
     Evaluation(v1::Evaluated),
+    /// Nothing to write: receipts of these steps are wanted.
+    Read(Range<u64>),
 }
 
 /// Starts the writing task; it ends when the sender is dropped and all is written.
@@ -54,6 +57,10 @@ pub fn open(
     };
     let task = tokio::spawn(async move {
         while let Some(job) = queue.recv().await {
+            if let Job::Read(steps) = job {
+                persist.tell(archive.receipts(&persist, steps).await).await;
+                continue;
+            }
             let what = named(&job);
             let told = match persist.until_done(&what, || archive.write(&job)).await {
                 Ok(None) => match durable(&job) {
@@ -76,6 +83,7 @@ fn named(job: &Job) -> String {
         Job::Prune(_) => "old checkpoints".into(),
         Job::Cost(step, _) => format!("what the checkpoint of step {step} cost"),
         Job::Evaluation(evaluated) => format!("the evaluation of step {}", evaluated.step),
+        Job::Read(_) => "the ledger's receipts".into(),
     }
 }
 
@@ -86,7 +94,7 @@ fn durable(job: &Job) -> Option<Event> {
             below: last.step + 1,
         }),
         Job::Checkpoint(step, ..) => Some(Event::CheckpointDurable { step: *step }),
-        Job::Prune(_) | Job::Cost(..) | Job::Evaluation(_) => None,
+        Job::Prune(_) | Job::Cost(..) | Job::Evaluation(_) | Job::Read(_) => None,
     }
 }
 
@@ -98,6 +106,17 @@ struct Archive {
 }
 
 impl Archive {
+    async fn receipts(&self, persist: &Persist, steps: Range<u64>) -> Told {
+        let read = || read_receipts(&self.root, steps.clone());
+        match persist.until_done("reading the ledger", read).await {
+            Ok(receipts) => Told::Event(Event::ReceiptsRead {
+                from: steps.start,
+                receipts,
+            }),
+            Err(error) => Told::End(error),
+        }
+    }
+
     /// Says what differs from what stands there. Whoever leads no more writes nothing: what it would
     /// write late is the same bits, but a choice made since may stand beside it.
     async fn write(&self, job: &Job) -> Result<Option<String>, CoordinatorError> {
@@ -114,6 +133,7 @@ impl Archive {
                 put.map(|()| None)
             }
             Job::Evaluation(evaluated) => put_evaluation(root, evaluated).await,
+            Job::Read(_) => Ok(None),
         };
         written.map_err(|e| CoordinatorError::store(format!("cannot write {}", named(job)), e))
     }
@@ -206,10 +226,14 @@ pub async fn checkpoints(root: &Root) -> Result<BTreeSet<u64>, CoordinatorError>
 pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorError> {
     let found = stored::list(root).await;
     let found = found.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))?;
-    let steps = |wanted: fn(&stored::Stored) -> bool| {
+    let steps = |wanted: fn(&stored::Stored) -> bool| -> BTreeSet<u64> {
         let found = found.values().filter(move |s| wanted(s));
         found.map(|stored| stored.step).collect()
     };
+    let manifests = steps(stored::Stored::is_usable);
+    // Steps before the newest checkpoint are not computed again, unless it cannot be loaded.
+    let newest = manifests.last().copied().unwrap_or(0);
+    let receipts_from = newest.saturating_sub(RECEIPTS_KEPT);
     let quarantine = journal.quarantine.iter().cloned().map(v1::Shard::from);
     Ok(Durable {
         entry: journal.seq,
@@ -219,9 +243,10 @@ pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorEr
         members: journal.members.clone(),
         quarantine: quarantine.collect(),
         data: identity::read(root).await?,
-        receipts: ledger::read(root, |receipt| without_lanes(&receipt)).await?,
+        receipts: read_receipts(root, receipts_from..u64::MAX).await?,
+        receipts_from,
         evaluations: evaluations(root).await?,
-        manifests: steps(stored::Stored::is_usable),
+        manifests,
         corrupt: steps(|stored| stored.corrupt && stored.made.is_some()),
     })
 }
@@ -247,6 +272,13 @@ pub async fn evaluations(root: &Root) -> Result<BTreeMap<u64, v1::Evaluated>, Co
     Ok(evaluations)
 }
 
+async fn read_receipts(
+    root: &Root,
+    steps: Range<u64>,
+) -> Result<BTreeMap<u64, v1::StepRecord>, CoordinatorError> {
+    ledger::read(root, steps, |receipt| without_lanes(&receipt)).await
+}
+
 fn parse_evaluation(bytes: &[u8]) -> Result<v1::Evaluated, String> {
     let value: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     let number = |key: &str| value[key].as_f64().ok_or_else(|| format!("no `{key}`"));
@@ -260,4 +292,44 @@ fn parse_evaluation(bytes: &[u8]) -> Result<v1::Evaluated, String> {
         pairs: count("pairs")?,
         error: String::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A hundred thousand steps of 64 lanes, a checkpoint every thousand: what a start reads does not
+    /// grow with the run.
+    #[tokio::test]
+    async fn a_start_reads_what_it_needs_of_a_long_run() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = Root::open(&folder.path().display().to_string()).expect("opens");
+        let receipt = |step| v1::StepRecord {
+            step,
+            sum_digest: format!("{step:032x}"),
+            lane_digests: vec![7; 64 * 8],
+            ..Default::default()
+        };
+        for step in (1_000..=100_000).step_by(1_000) {
+            let receipts: Vec<_> = (step - 1_000..step).map(receipt).collect();
+            ledger::append(&root, &receipts).await.expect("writes");
+            let manifest = manifest_file(step);
+            root.put(&manifest, Bytes::from("{}"))
+                .await
+                .expect("writes");
+        }
+        let begun = Instant::now();
+        let durable = read(&root, &Entry::default()).await.expect("reads");
+        let needed = begun.elapsed();
+        assert_eq!(durable.receipts_from, 100_000 - RECEIPTS_KEPT);
+        assert_eq!(durable.receipts.len() as u64, RECEIPTS_KEPT);
+        let begun = Instant::now();
+        let all = read_receipts(&root, 0..u64::MAX).await.expect("reads");
+        let whole = begun.elapsed();
+        assert_eq!(all.len(), 100_000);
+        println!("start at step 100,000: {needed:.2?} for the end, {whole:.2?} for all receipts");
+        assert!(needed < whole / 4, "{needed:?} against {whole:?}");
+    }
 }

@@ -4,6 +4,7 @@
 //! tensors and never sees a gradient.
 
 mod archive;
+mod candidate;
 pub mod core;
 mod error;
 pub mod identity;
@@ -18,5 +19,6 @@ pub mod stored;
 mod writer;
 
 pub use archive::{RESULT_FILE, checkpoints, evaluations};
+pub use candidate::{Candidacy, Candidate, lead};
 pub use error::CoordinatorError;
 pub use shell::{Outcome, ServeOptions, run_id, serve};

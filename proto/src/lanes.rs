@@ -161,10 +161,10 @@ pub fn cut(lanes: u32, speeds: &[f64], nodes_max: u32) -> Vec<Range<u32>> {
 /// that does not.
 fn best_edge(lanes: u32, low: u32, ideal: u32, high: u32, nodes_max: u32) -> u32 {
     let nodes = |edge: u32| maximal_nodes(lanes, &(low - 1..edge).collect()).len() as u32;
-    let mut candidates: Vec<u32> = (low..=high).collect();
-    candidates.sort_by_key(|edge| (edge.abs_diff(ideal), *edge));
-    let fits = candidates.iter().find(|edge| nodes(**edge) <= nodes_max);
-    fits.copied().unwrap_or(ideal)
+    let near = |distance: u32| [ideal.checked_sub(distance), ideal.checked_add(distance)];
+    let mut candidates = (0..=high - low).flat_map(near).flatten();
+    let fits = candidates.find(|edge| (low..=high).contains(edge) && nodes(*edge) <= nodes_max);
+    fits.unwrap_or(ideal)
 }
 
 #[cfg(test)]

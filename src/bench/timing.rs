@@ -19,6 +19,26 @@ impl Rounds {
         sorted[sorted.len() / 2]
     }
 
+    /// The value that so large a share of all does not exceed.
+    ///
+    /// # Panics
+    /// Without any round.
+    pub fn quantile(&self, share: f64) -> f64 {
+        let sorted = self.sorted();
+        let place = (share * sorted.len() as f64).ceil() as usize;
+        sorted[place.clamp(1, sorted.len()) - 1]
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Takes the last one back.
+    pub fn take_last(&mut self) -> Option<f64> {
+        self.0.pop()
+    }
+
     /// Smallest and largest.
     ///
     /// # Panics
@@ -78,6 +98,8 @@ mod tests {
         }
         assert_eq!(rounds.median(), 2.5);
         assert_eq!(rounds.range(), (1.0, 100.0));
+        assert_eq!((rounds.quantile(0.5), rounds.quantile(0.99)), (2.5, 100.0));
+        assert_eq!((rounds.take_last(), rounds.count()), (Some(2.5), 4));
     }
 
     #[test]

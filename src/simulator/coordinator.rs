@@ -118,13 +118,10 @@ impl World {
             effect @ (E::Journal { .. } | E::StoreData(_) | E::StoreResult { .. }) => {
                 self.write(effect);
             }
-            E::Send(session, body) => {
-                let delay = 1 + self.below(20);
-                let session_state = self.sessions.get_mut(&session).expect("a known session");
-                if session_state.open {
-                    session_state.down_at = (session_state.down_at + 1).max(self.now + delay);
-                    let delay = session_state.down_at - self.now;
-                    self.after(delay, Happening::Down(session, body));
+            E::Send(session, body) => self.send_down(session, body),
+            E::SendAll(sessions, body) => {
+                for session in sessions {
+                    self.send_down(session, (*body).clone());
                 }
             }
             E::Close(session) => {
@@ -161,6 +158,7 @@ impl World {
                 }
             }
             E::StoreCost(..) => {}
+            E::ReadReceipts(steps) => panic!("all receipts are known, also of {steps:?}"),
             E::StoreEvaluation(evaluated) => {
                 self.durable.evaluations.insert(evaluated.step, evaluated);
             }
@@ -177,7 +175,18 @@ impl World {
                     *self.commits.entry(record.step).or_default() += 1;
                 }
             }
+            E::StepDown { term } => panic!("nobody leads in term {term}"),
             E::Finish { success, reason } => self.outcome = Some((success, reason)),
+        }
+    }
+
+    fn send_down(&mut self, session: u64, body: v1::coordinator_message::Body) {
+        let delay = 1 + self.below(20);
+        let session_state = self.sessions.get_mut(&session).expect("a known session");
+        if session_state.open {
+            session_state.down_at = (session_state.down_at + 1).max(self.now + delay);
+            let delay = session_state.down_at - self.now;
+            self.after(delay, Happening::Down(session, body));
         }
     }
 

@@ -41,6 +41,11 @@ impl Core {
             self.s.nodes_max,
         );
         self.lanes_next = self.members.iter().copied().zip(cut).collect();
+        let nodes = |(id, range): (&u64, &Range<u32>)| {
+            let lanes = range.clone().collect();
+            (*id, lanes::maximal_nodes(self.s.lanes, &lanes))
+        };
+        self.nodes_next = self.lanes_next.iter().map(nodes).collect();
         self.nodes_now = self.assign(&old);
         self.generation += 1;
         self.decided = self.decided.max(self.committed);
@@ -50,9 +55,7 @@ impl Core {
         (self.links, self.groups) = (linked.links, linked.groups);
         self.write_down(now, false, fx);
         let open = self.announcement();
-        for id in &self.members {
-            self.send(*id, down::Body::OpenGeneration(open.clone()), fx);
-        }
+        self.send_all(&self.members, down::Body::OpenGeneration(open), fx);
         for id in &self.members {
             if let Some(worker) = self.workers.get_mut(id) {
                 worker.applied = Some(self.committed);

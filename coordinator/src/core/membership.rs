@@ -12,10 +12,7 @@ const IDLE_BEATS_MAX: u32 = 20;
 
 impl Core {
     pub(super) fn by_session(&self, session: u64) -> Option<u64> {
-        let mut workers = self.workers.iter();
-        workers
-            .find(|(_, w)| w.session == session)
-            .map(|(id, _)| *id)
+        self.sessions.get(&session).copied()
     }
 
     pub(super) fn hello(
@@ -31,6 +28,12 @@ impl Core {
             self.about(id, Reason::WorkerRefused, text, fx);
             let refused = v1::Refused { reason };
             fx.push(Effect::Send(session, down::Body::Refused(refused)));
+            return;
+        }
+        if hello.term > self.s.term {
+            // Another leads since; nothing more is said by this one, not even good-bye.
+            self.phase = Phase::Over;
+            fx.push(Effect::StepDown { term: hello.term });
             return;
         }
         if self.durable.data.is_none() {
@@ -87,7 +90,7 @@ impl Core {
             idle: None,
             leaving: false,
         };
-        self.workers.insert(id, worker);
+        self.insert_worker(id, worker);
         self.send(id, down::Body::Welcome(self.welcome()), fx);
         if returns {
             self.returned(now, id, fx);
@@ -104,7 +107,7 @@ impl Core {
         self.about(id, Reason::WorkerReturned, text, fx);
         self.take_back(id);
         self.forget_storing(id);
-        if self.members.contains(&id) && matches!(self.phase, Phase::Training | Phase::Finishing) {
+        if self.is_member(id) && matches!(self.phase, Phase::Training | Phase::Finishing) {
             self.open_generation(now, fx);
         }
     }
@@ -163,7 +166,7 @@ impl Core {
         fx: &mut Vec<Effect>,
     ) {
         let heard = self.phase == Phase::Training && !self.unheard();
-        let member = heard && self.members.contains(&id);
+        let member = heard && self.is_member(id);
         if beat.number > 0 {
             let number = beat.number;
             self.send(id, down::Body::Echo(v1::Echo { number }), fx);
@@ -200,7 +203,7 @@ impl Core {
     pub(super) fn lose(&mut self, now: Millis, id: u64, why: &str, fx: &mut Vec<Effect>) {
         let text = format!("worker {id} is lost: {why}");
         self.about(id, Reason::WorkerLost, text, fx);
-        self.workers.remove(&id);
+        self.remove_worker(id);
         self.take_back(id);
         self.lose_parts_of(id, fx);
         let Some(place) = self.members.iter().position(|m| *m == id) else {
@@ -247,8 +250,12 @@ impl Core {
             self.wait_for(format!("{here} of {wanted} workers are here"), fx);
             return;
         }
-        self.wait_for(String::new(), fx);
         let newest = self.workers.values().filter_map(|w| w.applied).max();
+        let begin = newest.or(self.durable.manifests.last().copied());
+        if !self.knows_receipts(begin.unwrap_or(0), fx) {
+            return;
+        }
+        self.wait_for(String::new(), fx);
         if let Some(step) = newest {
             // Whoever applied it proves that it was committed.
             self.committed = step;
@@ -402,18 +409,21 @@ impl Core {
 
     /// Newcomers copy the open step's state from all members at once.
     pub(super) fn copy_to_newcomers(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let members = self.members.iter();
-        let sources: Vec<String> = members.map(|id| self.workers[id].address.clone()).collect();
         let (term, step) = (self.s.term, self.committed);
         let newcomers: Vec<u64> = self
             .workers
             .iter()
             .filter(|(id, w)| {
                 let idle = w.copying.is_none() && !w.leaving && now >= w.copy_after;
-                idle && !self.members.contains(id)
+                idle && !self.is_member(**id)
             })
             .map(|(id, _)| *id)
             .collect();
+        if newcomers.is_empty() {
+            return;
+        }
+        let members = self.members.iter();
+        let sources: Vec<String> = members.map(|id| self.workers[id].address.clone()).collect();
         let until = now + millis(self.timeouts().copy);
         for id in newcomers {
             // Numbers never repeat in a term, so an answer cannot be taken for another's.

@@ -24,8 +24,8 @@ use belfry_configs::Timeouts;
 use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
-pub use checkpoint::without_lanes;
 use checkpoint::{Closing, OpenCheckpoint};
+pub use checkpoint::{RECEIPTS_KEPT, without_lanes};
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
 use measured::{Measured, RoundTrips, millis};
@@ -89,6 +89,8 @@ pub struct Durable {
     pub data: Option<Vec<v1::Dataset>>,
     /// Receipts in the ledger, by step, without their lanes.
     pub receipts: BTreeMap<u64, v1::StepRecord>,
+    /// Receipts of all steps below this one are in the ledger too, and were not read.
+    pub receipts_from: u64,
     /// Evaluations, by step.
     pub evaluations: BTreeMap<u64, v1::Evaluated>,
     /// Steps of checkpoints whose manifests exist.
@@ -115,6 +117,13 @@ pub enum Event {
     CheckpointDurable {
         /// Its step.
         step: u64,
+    },
+    /// Receipts that [`Effect::ReadReceipts`] asked for.
+    ReceiptsRead {
+        /// The first step that was asked for.
+        from: u64,
+        /// By step, without their lanes.
+        receipts: BTreeMap<u64, v1::StepRecord>,
     },
     /// The oldest [`Effect::Journal`] that was not answered yet is durable.
     Journaled {
@@ -174,6 +183,9 @@ pub enum Effect {
     StoreData(Vec<v1::Dataset>),
     /// Say this in a session.
     Send(u64, down::Body),
+    /// Say the same in all these sessions. One message, however many they are: what opens a
+    /// generation names every member, so a copy for each would be their number squared.
+    SendAll(Vec<u64>, Box<down::Body>),
     /// End a session.
     Close(u64),
     /// Put receipts into the ledger; answered by [`Event::ReceiptsDurable`].
@@ -191,6 +203,8 @@ pub enum Effect {
     Prune(Vec<u64>),
     /// Keep what a checkpoint cost beside it.
     StoreCost(u64, v1::CheckpointMade),
+    /// Read these receipts from the ledger; answered by [`Event::ReceiptsRead`].
+    ReadReceipts(Range<u64>),
     /// Keep an evaluation.
     StoreEvaluation(v1::Evaluated),
     /// Write down how the run ended; what follows waits for it.
@@ -204,6 +218,11 @@ pub enum Effect {
     },
     /// Tell watchers.
     Emit(Box<v1::RunEvent>),
+    /// A worker has heard of a later leadership: this one is over.
+    StepDown {
+        /// The later one.
+        term: u64,
+    },
     /// The run is over.
     Finish {
         /// Whether it trained to its end.
@@ -268,6 +287,8 @@ pub struct Core {
     durable: Durable,
     phase: Phase,
     workers: BTreeMap<u64, Worker>,
+    /// The worker of each session.
+    sessions: BTreeMap<u64, u64>,
     generation: u64,
     last_tick: Millis,
     measured: Measured,
@@ -286,6 +307,8 @@ pub struct Core {
     members: Vec<u64>,
     nodes_now: BTreeMap<u64, Vec<LaneRange>>,
     lanes_next: BTreeMap<u64, Range<u32>>,
+    /// The tree nodes of `lanes_next`.
+    nodes_next: BTreeMap<u64, Vec<LaneRange>>,
     ready: BTreeMap<u64, v1::Ready>,
     trouble: Option<(Millis, Vec<u64>)>,
     troubles: u32,
@@ -317,9 +340,11 @@ impl Core {
     /// A leader at `now` that has heard of nobody yet.
     pub fn new(now: Millis, settings: Settings, durable: Durable) -> Self {
         let receipts_durable = durable.receipts.keys().last().map_or(0, |s| s + 1);
+        let receipts_durable = receipts_durable.max(durable.receipts_from);
         Core {
             phase: Phase::Gathering { since: now },
             workers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             generation: durable.generation,
             last_tick: now,
             measured: Measured::default(),
@@ -332,6 +357,7 @@ impl Core {
             members: Vec::new(),
             nodes_now: BTreeMap::new(),
             lanes_next: BTreeMap::new(),
+            nodes_next: BTreeMap::new(),
             ready: BTreeMap::new(),
             trouble: None,
             troubles: 0,
@@ -389,6 +415,10 @@ impl Core {
             self.hear_store(now, event, &mut fx);
             return fx;
         }
+        let routine = matches!(
+            event,
+            Event::Message(_, up::Body::Heartbeat(_) | up::Body::Ready(_))
+        );
         match event {
             Event::Hello(session, hello) => self.hello(now, session, hello, &mut fx),
             Event::Message(session, body) => {
@@ -409,6 +439,7 @@ impl Core {
             Event::StoreDiffers { what, how } => {
                 self.fail(format!("{what} cannot be stored: {how}"), &mut fx);
             }
+            Event::ReceiptsRead { from, receipts } => self.receipts_read(from, receipts),
             event @ (Event::Journaled { .. }
             | Event::StoreAway { .. }
             | Event::StoreBack { .. }) => {
@@ -423,9 +454,14 @@ impl Core {
                 self.measure_round_trips(&mut fx);
             }
         }
-        self.advance(now, &mut fx);
-        self.say_store_waits(&mut fx);
-        self.check_invariants();
+        // With ten thousand workers most events are heartbeats and readiness of some: they leave their
+        // record and decide nothing, and looking at everybody for each would cost their number squared.
+        let decides = !routine || !fx.is_empty() || self.ready.len() >= self.members.len();
+        if decides {
+            self.advance(now, &mut fx);
+            self.say_store_waits(&mut fx);
+            self.check_invariants();
+        }
         fx
     }
 
@@ -451,9 +487,15 @@ impl Core {
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
             up::Body::Ready(ready) => self.take_ready(id, ready),
             up::Body::PeerTrouble(t) => {
-                if t.generation == self.generation && self.trouble.is_none() {
-                    let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
-                    self.trouble = Some((now, accused.copied().collect()));
+                let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
+                let accused: Vec<u64> = accused.copied().collect();
+                // Who names somebody counts more than whose peers only gave up.
+                let (since, better) = match &self.trouble {
+                    None => (now, true),
+                    Some((since, named)) => (*since, named.is_empty() && !accused.is_empty()),
+                };
+                if t.generation == self.generation && better {
+                    self.trouble = Some((since, accused));
                     let text = format!("worker {id} reports trouble: {}", t.detail);
                     self.about(id, Reason::PeerTrouble, text, fx);
                 }
@@ -495,9 +537,9 @@ impl Core {
             .values()
             .all(|r| r.step == self.committed && r.generation == self.generation);
         assert!(fenced, "a ready of another step or generation is kept");
-        let sessions: BTreeSet<u64> = self.workers.values().map(|w| w.session).collect();
+        assert!(self.members.is_sorted(), "members are looked up by halving");
         assert_eq!(
-            sessions.len(),
+            self.sessions.len(),
             self.workers.len(),
             "two workers in one session"
         );
@@ -539,6 +581,31 @@ impl Core {
     fn send(&self, id: u64, body: down::Body, fx: &mut Vec<Effect>) {
         if let Some(worker) = self.workers.get(&id) {
             fx.push(Effect::Send(worker.session, body));
+        }
+    }
+
+    fn send_all(&self, ids: &[u64], body: down::Body, fx: &mut Vec<Effect>) {
+        let sessions = ids.iter().filter_map(|id| self.workers.get(id));
+        let sessions: Vec<u64> = sessions.map(|worker| worker.session).collect();
+        if !sessions.is_empty() {
+            fx.push(Effect::SendAll(sessions, Box::new(body)));
+        }
+    }
+
+    fn is_member(&self, id: u64) -> bool {
+        self.members.binary_search(&id).is_ok()
+    }
+
+    /// The worker takes the place of whoever has its id.
+    fn insert_worker(&mut self, id: u64, worker: Worker) {
+        self.remove_worker(id);
+        self.sessions.insert(worker.session, id);
+        self.workers.insert(id, worker);
+    }
+
+    fn remove_worker(&mut self, id: u64) {
+        if let Some(worker) = self.workers.remove(&id) {
+            self.sessions.remove(&worker.session);
         }
     }
 

@@ -22,7 +22,7 @@ impl Core {
         let fenced = report.term == self.s.term
             && report.generation == self.generation
             && report.step == self.committed;
-        if !fenced || self.phase != Phase::Training || !self.members.contains(&id) {
+        if !fenced || self.phase != Phase::Training || !self.is_member(id) {
             return;
         }
         if let Some(why) = self.indispensable(&report) {

@@ -10,7 +10,7 @@ impl Core {
         let fenced = ready.term == self.s.term
             && ready.generation == self.generation
             && ready.step == self.committed;
-        if fenced && self.phase == Phase::Training && self.members.contains(&id) {
+        if fenced && self.phase == Phase::Training && self.is_member(id) {
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.pending_digest = Digest::from_bytes(&ready.sum_digest);
             }
@@ -19,7 +19,7 @@ impl Core {
     }
 
     pub(super) fn advance_training(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let member = |id: &u64| self.members.contains(id);
+        let member = |id: &u64| self.is_member(*id);
         // Somebody holds the open step's state and is no member yet, or a member leaves.
         let joins = self
             .workers
@@ -118,7 +118,7 @@ impl Core {
         for id in &minority {
             let reason = text.clone();
             self.send(*id, down::Body::Refused(v1::Refused { reason }), fx);
-            self.workers.remove(id);
+            self.remove_worker(*id);
             self.take_back(*id);
             self.lose_parts_of(*id, fx);
         }
@@ -142,20 +142,26 @@ impl Core {
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
         let mut parts = self.snapshot_parts(step + 1, fx);
         let last = step + 1 == self.s.steps_total;
-        for id in &self.members {
-            let commit = v1::Commit {
+        let commit = |snapshot_parts| {
+            down::Body::Commit(v1::Commit {
                 term: self.s.term,
                 generation: self.generation,
                 step,
                 sum_digest: digest.clone(),
-                snapshot_parts: parts.remove(id).unwrap_or_default(),
+                snapshot_parts,
                 last,
                 receipt: Some(receipt.clone()),
                 durable: self.receipts_durable,
                 closed: self.checkpoints_closed,
-            };
-            self.send(*id, down::Body::Commit(commit), fx);
+            })
+        };
+        let (storing, others): (Vec<u64>, Vec<u64>) =
+            self.members.iter().partition(|id| parts.contains_key(id));
+        for id in storing {
+            let parts = parts.remove(&id).unwrap_or_default();
+            self.send(id, commit(parts), fx);
         }
+        self.send_all(&others, commit(Vec::new()), fx);
         self.committed = step + 1;
         self.decided = self.decided.max(self.committed);
         self.committed_digest = Digest::from_bytes(&digest);
@@ -168,9 +174,9 @@ impl Core {
                 worker.applied = Some(self.committed);
                 worker.pending_digest = None;
             }
-            let next = self.lanes_next[id].clone().collect();
-            self.nodes_now
-                .insert(*id, lanes::maximal_nodes(self.s.lanes, &next));
+        }
+        if self.nodes_now != self.nodes_next {
+            self.nodes_now.clone_from(&self.nodes_next);
         }
         self.receipts.insert(step, receipt.clone());
         self.emit(|e| e.committed = Some(receipt), fx);

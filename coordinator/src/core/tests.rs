@@ -96,6 +96,7 @@ fn ended(effects: &[Effect]) -> Option<(bool, &str)> {
 fn sent<'a>(effects: &'a [Effect], session: u64) -> Vec<&'a down::Body> {
     let to = |e: &'a Effect| match e {
         Effect::Send(to, body) if *to == session => Some(body),
+        Effect::SendAll(to, body) if to.contains(&session) => Some(&**body),
         _ => None,
     };
     effects.iter().filter_map(to).collect()

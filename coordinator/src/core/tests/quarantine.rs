@@ -30,6 +30,10 @@ fn commit_a_step(core: &mut Core, digest: u128) -> v1::StepRecord {
         .collect();
     let receipt = effects.iter().find_map(|e| match e {
         Effect::Send(_, down::Body::Commit(commit)) => commit.receipt.clone(),
+        Effect::SendAll(_, body) => match &**body {
+            down::Body::Commit(commit) => commit.receipt.clone(),
+            _ => None,
+        },
         _ => None,
     });
     receipt.unwrap_or_else(|| panic!("{effects:?}"))
@@ -44,7 +48,7 @@ fn a_quarantine_is_journaled_and_the_open_step_begins_again_for_all() {
     let effects = unreadable(&mut core, 1, &[3]);
     let place = |wanted: fn(&Effect) -> bool| effects.iter().position(wanted);
     let journaled = place(|e| matches!(e, Effect::Journal { .. })).expect("is written");
-    let told = place(|e| matches!(e, Effect::Send(..))).expect("is told");
+    let told = place(|e| matches!(e, Effect::Send(..) | Effect::SendAll(..))).expect("is told");
     assert!(journaled < told, "written before anybody hears of it");
     let lost = v1::Shard {
         from_step: 1,
