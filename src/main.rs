@@ -6,6 +6,7 @@ mod checkpoint;
 mod files;
 mod inspect;
 mod plan;
+mod rehearse;
 mod roles;
 mod run;
 mod size;
@@ -78,6 +79,11 @@ enum Command {
     ///
     /// Example: belfry plan configs/pretrain-4m.toml --workers 16,32,64 --step-seconds 3.1@16
     Plan(plan::PlanArguments),
+    /// Run the run's coordinator and workers through simulated failures: goodput, stalls, checkpoint
+    /// traffic and what the store costs, before money is spent.
+    ///
+    /// Example: belfry rehearse configs/pretrain-4m.toml --workers 64 --mtbf 10m --hours 24
+    Rehearse(rehearse::RehearseArguments),
     /// Print the resolved configuration and its hash, and check it.
     Config {
         /// The run file.
@@ -137,6 +143,9 @@ async fn run(command: Command) -> ExitCode {
         },
         Command::Bench { bench } => bench::run(bench).await,
         Command::Plan(arguments) => plan::plan(arguments).await,
+        Command::Rehearse(arguments) => {
+            tokio::task::block_in_place(|| rehearse::rehearse(&arguments))
+        }
         Command::Model(arguments) => size::print(&arguments),
         Command::Config { config, settings } => print_config(&config, &settings),
     };

@@ -9,10 +9,10 @@ use anyhow::{Context as _, ensure};
 use belfry_model::ParamTable;
 use belfry_proto::v1::PartStored;
 use belfry_worker::checkpoint::{encode_part, folder, load};
+use belfry_worker::duplicate::Duplicates;
 use belfry_worker::held::{HeldState, Place};
 use belfry_worker::open_device;
 use belfry_worker::optimizer::AdamW;
-use belfry_worker::spare::Spare;
 use belfry_worker::state::{TrainState, optimizer};
 use bytes::Bytes;
 use clap::Args;
@@ -56,21 +56,25 @@ struct Times {
 /// What an update takes.
 #[derive(Default)]
 struct Updates {
-    /// With nobody reading the old state.
+    /// With no checkpoint open.
     in_place: Rounds,
-    /// While a checkpoint reads it.
-    elsewhere: Rounds,
-    /// The first checkpoint's: buffers that nobody has touched ahead.
-    untouched: Rounds,
-    /// A copy of the state and an update of the copy: what it replaces.
-    of_a_clone: Rounds,
-    /// Memory of the process beside the state, before and while a checkpoint is open.
+    /// A snapshot's copy, beside training: the first of a run, and each later one.
+    copy_first: Rounds,
+    copy: Rounds,
+    /// The next update where the step took longer than the copy.
+    behind: Rounds,
+    /// The same where it came at once.
+    at_once: Rounds,
+    /// A copy made by the update: what all this replaces.
+    by_itself: Rounds,
+    /// Memory of the process: otherwise, and while a checkpoint is open.
     peaks: (u64, u64),
 }
 
 impl Updates {
-    fn stall(&self) -> f64 {
-        (self.elsewhere.median() - self.in_place.median()).max(0.0)
+    /// How much longer than usual.
+    fn over(&self, rounds: &Rounds) -> f64 {
+        (rounds.median() - self.in_place.median()).max(0.0)
     }
 }
 
@@ -148,7 +152,7 @@ impl Store<'_> {
         copy(host, loaded, times);
         self.raw(&stored, times).await?;
         if self.apart.is_none() {
-            self.updates(&mut times.update)?;
+            self.updates(&mut times.update).await?;
         }
         Ok(stored.iter().map(|part| part.bytes).sum())
     }
@@ -175,43 +179,47 @@ impl Store<'_> {
     }
 
     /// The update behind a snapshot beside the usual one, on a state of its own.
-    fn updates(&self, times: &mut Updates) -> anyhow::Result<()> {
+    async fn updates(&self, times: &mut Updates) -> anyhow::Result<()> {
         let gradient = vec![1e-3; self.table.elements()];
-        let timed = |held: &mut Arc<HeldState>, spare: &mut Spare| {
+        let mut held = Arc::new(HeldState::Host(self.state.host()?.clone()));
+        let update = |held: &mut Arc<HeldState>, duplicates: &mut Duplicates| {
             let begun = Instant::now();
-            let elsewhere = HeldState::update(held, &self.optimizer, &gradient, spare);
-            (begun.elapsed().as_secs_f64(), elsewhere)
+            tokio::task::block_in_place(|| {
+                duplicates.wait();
+                HeldState::update(held, &self.optimizer, &gradient);
+            });
+            begun.elapsed().as_secs_f64()
         };
         reset_peak();
-        let mut spare = Spare::default();
-        let mut held = Arc::clone(&self.state);
-        times.untouched.add(timed(&mut held, &mut spare).0);
-        let (usual, elsewhere) = timed(&mut held, &mut spare);
-        ensure!(!elsewhere, "nobody reads this state");
-        times.in_place.add(usual);
-        let expected = held.host()?.digest();
+        let mut duplicates = Duplicates::default();
+        times.in_place.add(update(&mut held, &mut duplicates));
         times.peaks.0 = peak_bytes().unwrap_or(0);
-        // The same two updates, the second behind a snapshot whose buffers were touched ahead.
-        spare.returns().give(held);
-        let mut held = Arc::clone(&self.state);
-        timed(&mut held, &mut spare);
-        spare.prepare(gradient.len());
-        spare.wait();
-        let read = Arc::clone(&held);
-        let (behind, elsewhere) = timed(&mut held, &mut spare);
-        ensure!(elsewhere, "a checkpoint reads this state");
-        times.elsewhere.add(behind);
-        ensure!(
-            held.host()?.digest() == expected,
-            "an update elsewhere has other bits"
-        );
+        for first in [true, false] {
+            let begun = Instant::now();
+            let copy = duplicates.begin(&held).await?;
+            let copied = begun.elapsed().as_secs_f64();
+            match first {
+                true => times.copy_first.add(copied),
+                false => times.copy.add(copied),
+            }
+            let before = copy.host()?.digest();
+            let time = update(&mut held, &mut duplicates);
+            ensure!(copy.host()?.digest() == before, "a snapshot has changed");
+            if !first {
+                times.behind.add(time);
+            }
+            duplicates.buffers().give(copy);
+        }
+        let coming = duplicates.begin(&held);
+        times.at_once.add(update(&mut held, &mut duplicates));
+        ensure!(coming.await?.step() + 1 == held.step(), "another snapshot");
         times.peaks.1 = peak_bytes().unwrap_or(0);
-        drop(held);
-        drop(spare);
-        let begun = Instant::now();
-        let mut clone = read.host()?.clone();
-        clone.update(&self.optimizer, &gradient);
-        times.of_a_clone.add(begun.elapsed().as_secs_f64());
+        drop(duplicates);
+        let read = Arc::clone(&held);
+        times
+            .by_itself
+            .add(update(&mut held, &mut Duplicates::default()));
+        drop(read);
         Ok(())
     }
 
@@ -305,31 +313,35 @@ fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Sto
 /// What the update behind a snapshot takes longer.
 fn print_stall(times: &Updates, copy: f64, report: &mut Report) {
     let floor = format!("{}, memcpy", seconds(copy));
-    let (usual, stall) = (times.in_place.median(), times.stall());
     let rows = [
-        ("update in place", usual),
-        ("update while a checkpoint reads", times.elsewhere.median()),
-        ("the same, buffers untouched", times.untouched.median()),
-        ("the same by a copy", times.of_a_clone.median()),
-        ("stall of a step", stall),
-        ("stall by a copy", times.of_a_clone.median() - usual),
+        ("update", times.in_place.median()),
+        ("snapshot, beside training", times.copy.median()),
+        ("the first snapshot of a run", times.copy_first.median()),
+        ("stall of a step", times.over(&times.behind)),
+        ("stall if it comes at once", times.over(&times.at_once)),
+        ("stall by copying in it", times.over(&times.by_itself)),
     ];
     for (what, time) in rows {
         report.row(what, seconds(time), floor.clone(), time / copy);
     }
     report.note(
-        "stall: how much longer than in place the update takes that writes beside a state which a \
-         checkpoint still reads; all else runs beside training. Its buffers are touched ahead, off \
-         the training thread, once per run",
+        "stall: how much longer than usual the update behind a snapshot takes. The snapshot is copied \
+         by one thread while the next step is computed; an update that comes sooner waits for the \
+         rest of the copy. All else runs beside training",
     );
     let (before, open) = (times.peaks.0 as f64, times.peaks.1 as f64);
     let memory = format!("{} while a checkpoint is open", gigabytes(open));
-    report.note(format!("memory: {memory}, {} otherwise", gigabytes(before)));
+    report.note(format!(
+        "memory of this process, which keeps another state: {memory}, {} otherwise",
+        gigabytes(before)
+    ));
     for (key, value) in [
-        ("stall_seconds", stall),
-        ("update_seconds", usual),
-        ("update_elsewhere_seconds", times.elsewhere.median()),
-        ("clone_stall_seconds", times.of_a_clone.median() - usual),
+        ("stall_seconds", times.over(&times.behind)),
+        ("stall_at_once_seconds", times.over(&times.at_once)),
+        ("stall_by_itself_seconds", times.over(&times.by_itself)),
+        ("update_seconds", times.in_place.median()),
+        ("snapshot_seconds", times.copy.median()),
+        ("first_snapshot_seconds", times.copy_first.median()),
         ("peak_bytes", open),
     ] {
         report.json(key, value);

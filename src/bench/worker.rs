@@ -19,7 +19,6 @@ use belfry_worker::held::{HeldState, Place, StepWeights};
 use belfry_worker::open_device;
 use belfry_worker::optimizer::AdamW;
 use belfry_worker::partials::Partials;
-use belfry_worker::spare::Spare;
 use belfry_worker::state::{TrainState, optimizer};
 use tracing::{Span, trace_span};
 
@@ -107,13 +106,7 @@ impl Rehearsal {
         let mean: Vec<f32> = sum.iter().map(|sum| sum / count).collect();
         drop(dividing);
         let _update = self.phase(trace_span!(target: PHASES, "optimizer"));
-        // Nobody reads the old state: the spare stays empty.
-        HeldState::update(
-            &mut self.state,
-            &self.optimizer,
-            &mean,
-            &mut Spare::default(),
-        );
+        HeldState::update(&mut self.state, &self.optimizer, &mean);
         // What is still under way on the device belongs to this step.
         self.device.sync().context("the device failed")
     }

@@ -16,7 +16,6 @@ use burn::tensor::{Tensor, TensorData};
 use crate::error::WorkerError;
 use crate::optimizer::AdamW;
 use crate::optimizer_on_device::{self, Tensors};
-use crate::spare::Spare;
 use crate::state::TrainState;
 
 /// Where states are trained.
@@ -176,30 +175,21 @@ impl HeldState {
         Ok(weights.multiplied_in(matmul))
     }
 
-    /// One update with the mean gradient of this step. In host memory it happens in place, or into
-    /// `spare` if somebody still reads the old state. Says which: whether it went elsewhere.
-    pub fn update(
-        held: &mut Arc<Self>,
-        optimizer: &AdamW,
-        gradient: &[f32],
-        spare: &mut Spare,
-    ) -> bool {
+    /// One update with the mean gradient of this step. In host memory it happens in place unless
+    /// somebody still reads the old state.
+    pub fn update(held: &mut Arc<Self>, optimizer: &AdamW, gradient: &[f32]) {
         if let Some(HeldState::Host(state)) = Arc::get_mut(held) {
             state.update(optimizer, gradient);
-            return false;
+            return;
         }
-        let next = match &**held {
+        *held = Arc::new(match &**held {
             HeldState::Host(state) => {
-                let mut next = spare.take(state.parameters.len());
-                state.update_elsewhere(optimizer, gradient, &mut next);
-                HeldState::Host(next)
+                let mut state = state.clone();
+                state.update(optimizer, gradient);
+                HeldState::Host(state)
             }
             HeldState::Device(state) => state.updated(optimizer, gradient),
-        };
-        let old = std::mem::replace(held, Arc::new(next));
-        // Whoever read it may have ended meanwhile.
-        spare.returns().give(old);
-        true
+        });
     }
 }
 
@@ -299,10 +289,9 @@ mod tests {
         let held = |apart| Place::new(&Device::flex(), apart).hold(state.clone());
         let [mut there, mut here] = [true, false].map(|apart| Arc::new(held(apart)));
         let watched = Arc::clone(&here);
-        let mut spare = Spare::default();
         for _ in 0..2 {
-            HeldState::update(&mut there, &optimizer, &gradient, &mut spare);
-            HeldState::update(&mut here, &optimizer, &gradient, &mut spare);
+            HeldState::update(&mut there, &optimizer, &gradient);
+            HeldState::update(&mut here, &optimizer, &gradient);
         }
         assert_eq!(there.step(), 3);
         let unread = matches!(&*there, HeldState::Device(d) if d.host.get().is_none());

@@ -7,13 +7,8 @@
 use belfry_configs::{Decay, Optim};
 use rayon::prelude::*;
 
-use crate::past_cache;
-
 /// Elements per parallel task. Values do not depend on it.
 const CHUNK: usize = 1 << 16;
-/// Elements of an update that goes elsewhere, worked on at once: with their moments and gradient they
-/// stay in the first cache.
-const BLOCK: usize = 1 << 10;
 /// A name that contains one of these belongs to a task head.
 const HEAD: [&str; 5] = [
     "vqa_classifier",
@@ -190,46 +185,6 @@ impl AdamW {
         }
     }
 
-    /// The same update, written to `new` while `old` (weights, first, second moments) stays as it is:
-    /// the same bits as in place, and the same memory traffic.
-    ///
-    /// # Panics
-    /// As [`AdamW::apply`].
-    pub fn apply_elsewhere(&self, step: u64, old: [&[f32]; 3], new: State<'_>, gradient: &[f32]) {
-        let len = gradient.len();
-        let State { params, m, v } = new;
-        let lengths = [params.len(), m.len(), v.len()];
-        assert!(
-            lengths == [len; 3] && old.iter().all(|tensor| tensor.len() == len),
-            "weights, moments and gradient have different lengths"
-        );
-        let mut rest = [params, m, v];
-        let mut done = 0;
-        let trained = self.groups.iter().filter(|group| group.trained);
-        for group in trained {
-            // What lies between trained parameters is carried over.
-            for (update, end) in [
-                (None, group.offset),
-                (Some(self.update(step, group)), group.offset + group.len),
-            ] {
-                let new = rest.each_mut().map(|rest| {
-                    let (now, later) = std::mem::take(rest).split_at_mut(end - done);
-                    *rest = later;
-                    now
-                });
-                let old = old.map(|tensor| &tensor[done..end]);
-                elsewhere(update, old, new, &gradient[done..end]);
-                done = end;
-            }
-        }
-        elsewhere(
-            None,
-            old.map(|tensor| &tensor[done..]),
-            rest,
-            &gradient[done..],
-        );
-    }
-
     pub(crate) fn numbers(&self) -> Numbers {
         let [beta1, beta2] = self.optim.betas;
         Numbers {
@@ -277,30 +232,6 @@ impl AdamW {
             },
         }
     }
-}
-
-/// An update, or none, of one range from `old` to `new`.
-fn elsewhere(update: Option<Update>, old: [&[f32]; 3], new: [&mut [f32]; 3], gradient: &[f32]) {
-    let [params, m, v] = new.map(|tensor| tensor.par_chunks_mut(CHUNK));
-    let new = params.zip(m).zip(v).enumerate();
-    new.for_each(|(chunk, ((params, m), v))| {
-        let first = chunk * CHUNK;
-        let mut blocks = [[0.0f32; BLOCK]; 3];
-        for start in (0..params.len()).step_by(BLOCK) {
-            let end = (start + BLOCK).min(params.len());
-            let here = first + start..first + end;
-            let [p_block, m_block, v_block] = blocks.each_mut().map(|b| &mut b[..end - start]);
-            p_block.copy_from_slice(&old[0][here.clone()]);
-            m_block.copy_from_slice(&old[1][here.clone()]);
-            v_block.copy_from_slice(&old[2][here.clone()]);
-            if let Some(update) = update {
-                update.apply(p_block, m_block, v_block, &gradient[here]);
-            }
-            past_cache::write(&mut params[start..end], p_block);
-            past_cache::write(&mut m[start..end], m_block);
-            past_cache::write(&mut v[start..end], v_block);
-        }
-    });
 }
 
 impl Update {
@@ -392,46 +323,6 @@ mod tests {
         assert!((f64::from(params[0]) - moved * (1.0 - 1e-3)).abs() < 1e-7);
         assert!((f64::from(params[1]) - moved).abs() < 1e-7);
         assert_eq!((params[2], m[2], v[2]), (1.0, 0.0, 0.0));
-    }
-
-    #[test]
-    fn elsewhere_gives_the_bits_of_in_place() {
-        let (len, gap) = (2 * CHUNK + 77, 13);
-        let group = |name, offset, len, trained| ParamGroup::of(name, offset, len, trained);
-        let groups = vec![
-            group("a.weight", 0, 5, true),
-            group("temperature", 5, 1100, false),
-            group("b.bias", 1105, len - 1105 - gap, true),
-        ];
-        let adam = AdamW::new(optim(), 10, 0, groups);
-        let numbers = |seed: usize, len| -> Vec<f32> {
-            let number = |i| ((i * seed % 101) as f32 - 50.0) * 1e-3;
-            (0..len).map(number).collect()
-        };
-        let squares = numbers(41, len).iter().map(|x| x * x).collect();
-        let old = [numbers(37, len), numbers(39, len), squares];
-        let gradient = numbers(43, len);
-        let [mut p, mut m, mut v] = old.clone();
-        let state = State {
-            params: &mut p,
-            m: &mut m,
-            v: &mut v,
-        };
-        adam.apply(3, state, &gradient);
-        let mut new = [vec![7.0; len], vec![7.0; len], vec![7.0; len]];
-        let [params, first, second] = &mut new;
-        let state = State {
-            params,
-            m: first,
-            v: second,
-        };
-        adam.apply_elsewhere(3, old.each_ref().map(Vec::as_slice), state, &gradient);
-        let bits = |tensor: &[f32]| tensor.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert_eq!(
-            new.each_ref().map(|t| bits(t)),
-            [p, m, v].each_ref().map(|t| bits(t))
-        );
-        assert_ne!(bits(&new[0]), bits(&old[0]), "something was updated");
     }
 
     #[test]

@@ -183,8 +183,7 @@ impl Shell {
         let snapshots = Snapshots::new(
             options.root.clone(),
             Arc::clone(&compute.model),
-            config.checkpoint.parts,
-            timeouts.max_stall,
+            &config,
             events.clone(),
         );
         let link = Link::open(options.coordinator, timeouts, events.clone());

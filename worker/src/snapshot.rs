@@ -1,8 +1,7 @@
 //! Snapshots: the state of a step held for its checkpoint while training goes on, its parts on their
 //! way to the store, and what that costs the next update.
 //!
-//! A snapshot is the state itself, not a copy: the next update goes to other buffers while it is
-//! read. At most one is open; a part that cannot be stored is tried again until it is, or until the
+//! A snapshot is a copy that is made while the next step is computed. At most one is open; a part that cannot be stored is tried again until it is, or until the
 //! coordinator closes the snapshot. Decides nothing about checkpoints; that is the coordinator's.
 
 use std::collections::btree_map::Entry;
@@ -10,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
 use belfry_proto::v1::{self, PartStored, worker_message as up};
 use shard_tools::store::Root;
@@ -18,9 +18,9 @@ use tokio::task::AbortHandle;
 
 use crate::checkpoint::{self, Encoded};
 use crate::core::Event;
+use crate::duplicate::Duplicates;
 use crate::held::HeldState;
 use crate::optimizer::AdamW;
-use crate::spare::Spare;
 
 /// Pause before a part is tried again; doubled up to the longest.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -33,7 +33,9 @@ const USUAL_MAX: usize = 15;
 /// What a worker's snapshots need.
 pub struct Snapshots {
     uploads: Uploads,
-    spare: Spare,
+    /// Of the run: the state behind the last is not updated.
+    steps: u64,
+    duplicates: Duplicates,
     usual: VecDeque<Duration>,
     open: Option<Open>,
     /// The next update is the first since the snapshot of this step was taken.
@@ -64,24 +66,23 @@ struct Open {
 type Parts = Arc<Mutex<BTreeMap<u32, Option<PartStored>>>>;
 
 impl Snapshots {
-    /// No snapshot yet. `parts` is the number of parts of a checkpoint, `patience` how long a store
-    /// may say nothing before that is reported.
+    /// No snapshot yet.
     pub fn new(
         root: Root,
         model: Arc<ManagerTower>,
-        parts: u32,
-        patience: Duration,
+        config: &ValidConfig,
         events: mpsc::Sender<Event>,
     ) -> Self {
         Snapshots {
             uploads: Uploads {
                 root,
                 model,
-                parts,
-                patience,
+                parts: config.checkpoint.parts,
+                patience: Duration::from_secs_f64(config.cluster.max_stall_seconds),
                 events,
             },
-            spare: Spare::default(),
+            steps: config.run.steps,
+            duplicates: Duplicates::default(),
             usual: VecDeque::new(),
             open: None,
             first_after: None,
@@ -89,10 +90,11 @@ impl Snapshots {
         }
     }
 
-    /// One update; the old state stays for whoever still reads it.
+    /// One update, once no copy is being made of the state.
     pub fn update(&mut self, state: &mut Arc<HeldState>, optimizer: &AdamW, sum: &[f32]) {
         let begun = Instant::now();
-        HeldState::update(state, optimizer, sum, &mut self.spare);
+        self.duplicates.wait();
+        HeldState::update(state, optimizer, sum);
         let took = begun.elapsed();
         match self.first_after.take() {
             Some(step) => {
@@ -116,15 +118,12 @@ impl Snapshots {
     }
 
     /// Stores parts of `state` while training goes on. A snapshot of another step is closed: its
-    /// state is let go.
+    /// copy is let go.
     pub fn store(&mut self, state: &Arc<HeldState>, parts: Vec<u32>) {
         let step = state.step();
         if self.open.as_ref().is_none_or(|open| open.step != step) {
             self.close(u64::MAX);
             self.first_after = Some(step);
-            if let HeldState::Host(host) = &**state {
-                self.spare.prepare(host.parameters.len());
-            }
         }
         let open = self.open.get_or_insert_with(|| Open {
             step,
@@ -134,9 +133,9 @@ impl Snapshots {
         let mut new = Vec::new();
         // Asked again for what is stored already: the word of it was lost.
         let mut again = Vec::new();
-        let mut parts_known = locked(&open.parts);
+        let mut known = locked(&open.parts);
         for part in parts {
-            match parts_known.entry(part) {
+            match known.entry(part) {
                 Entry::Vacant(place) => {
                     place.insert(None);
                     new.push(part);
@@ -144,20 +143,30 @@ impl Snapshots {
                 Entry::Occupied(place) => again.extend(place.get().clone()),
             }
         }
-        drop(parts_known);
+        drop(known);
+        // The last state is not updated any more, and is read where it is.
+        let copied = (!new.is_empty() && step < self.steps).then(|| self.duplicates.begin(state));
         let (uploads, known) = (self.uploads.clone(), Arc::clone(&open.parts));
-        let state = Arc::clone(state);
-        let returns = self.spare.returns();
+        let (state, buffers) = (Arc::downgrade(state), self.duplicates.buffers());
         let task = tokio::spawn(async move {
             for stored in again {
                 uploads.tell(stored).await;
             }
+            let state = match copied {
+                Some(copied) => copied.await.ok(),
+                None => state.upgrade(),
+            };
             for part in new {
-                let stored = uploads.store(&state, part).await;
+                let stored = match &state {
+                    Some(state) => uploads.store(state, part).await,
+                    None => failed(step, part, "the copy of the state was not made".into()),
+                };
                 locked(&known).insert(part, Some(stored.clone()));
                 uploads.tell(stored).await;
             }
-            returns.give(state);
+            if let Some(state) = state {
+                buffers.give(state);
+            }
         });
         open.tasks.push(task.abort_handle());
     }

@@ -12,7 +12,7 @@ use crate::optimizer::{AdamW, ParamGroup, State};
 use crate::weights::import;
 
 /// Parameters, first and second moments, after `step` updates.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct TrainState {
     /// Updates applied.
     pub step: u64,
@@ -22,6 +22,25 @@ pub struct TrainState {
     pub exp_avg: Vec<f32>,
     /// AdamW's second moment.
     pub exp_avg_sq: Vec<f32>,
+}
+
+impl Clone for TrainState {
+    fn clone(&self) -> Self {
+        TrainState {
+            step: self.step,
+            parameters: self.parameters.clone(),
+            exp_avg: self.exp_avg.clone(),
+            exp_avg_sq: self.exp_avg_sq.clone(),
+        }
+    }
+
+    /// Into memory that is there: a derived one would ask for new.
+    fn clone_from(&mut self, source: &Self) {
+        self.step = source.step;
+        self.parameters.clone_from(&source.parameters);
+        self.exp_avg.clone_from(&source.exp_avg);
+        self.exp_avg_sq.clone_from(&source.exp_avg_sq);
+    }
 }
 
 impl TrainState {
@@ -73,17 +92,6 @@ impl TrainState {
         };
         optimizer.apply(self.step, held, gradient);
         self.step += 1;
-    }
-
-    /// The same update, written to `new`, whose content is overwritten; this state stays as it is.
-    pub fn update_elsewhere(&self, optimizer: &AdamW, gradient: &[f32], new: &mut TrainState) {
-        new.step = self.step + 1;
-        let target = State {
-            params: &mut new.parameters,
-            m: &mut new.exp_avg,
-            v: &mut new.exp_avg_sq,
-        };
-        optimizer.apply_elsewhere(self.step, self.tensors(), target, gradient);
     }
 
     /// The digest by which workers agree on a state.

@@ -415,6 +415,7 @@ impl Core {
             self.hear_store(now, event, &mut fx);
             return fx;
         }
+        let workers = self.workers.len();
         let routine = matches!(
             event,
             Event::Message(_, up::Body::Heartbeat(_) | up::Body::Ready(_))
@@ -456,8 +457,8 @@ impl Core {
         }
         // With ten thousand workers most events are heartbeats and readiness of some: they leave their
         // record and decide nothing, and looking at everybody for each would cost their number squared.
-        let decides = !routine || !fx.is_empty() || self.ready.len() >= self.members.len();
-        if decides {
+        let lost = self.workers.len() != workers;
+        if !routine || lost || self.ready.len() >= self.members.len() {
             self.advance(now, &mut fx);
             self.say_store_waits(&mut fx);
             self.check_invariants();

@@ -15,8 +15,6 @@ mod device;
 mod optimizer;
 mod outputs;
 mod parameters;
-#[path = "../../../src/past_cache.rs"]
-mod past_cache;
 mod runs;
 mod towers;
 mod updates;
