@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod checkpoint;
 mod files;
 mod inspect;
 mod plan;
@@ -70,6 +71,11 @@ enum Command {
     ///
     /// Example: belfry audit --run runs/quickstart
     Audit(audit::AuditArguments),
+    /// List, verify and prune the checkpoints of a run.
+    Checkpoint {
+        #[command(subcommand)]
+        command: checkpoint::Command,
+    },
     /// Measure this machine: each figure beside its floor, measured in the same run.
     ///
     /// Example: belfry bench step configs/quickstart.toml
@@ -98,7 +104,7 @@ enum Command {
     },
 }
 
-/// Exit code of an audit that found a fault.
+/// Exit code of an audit or a verification that found a fault.
 const NOT_PROVED: u8 = 1;
 /// Exit code of an error that starting again does not mend.
 const FATAL: u8 = 2;
@@ -142,6 +148,10 @@ async fn run(command: Command) -> ExitCode {
         Command::Audit(arguments) => match audit::audit(arguments).await {
             Ok(false) => return ExitCode::from(NOT_PROVED),
             proved => proved.map(drop),
+        },
+        Command::Checkpoint { command } => match checkpoint::run(command).await {
+            Ok(false) => return ExitCode::from(NOT_PROVED),
+            right => right.map(drop),
         },
         Command::Bench { bench } => bench::run(bench).await,
         Command::Plan(arguments) => plan::plan(arguments).await,

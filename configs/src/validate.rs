@@ -125,10 +125,7 @@ impl RunConfig {
                 "`tf32` is arithmetic of GPUs; with run.device = \"cpu\" choose `f32` or `bf16`",
             ));
         }
-        at_least_one("checkpoint.every_steps", self.checkpoint.every_steps)?;
-        if !(1..=1024).contains(&self.checkpoint.parts) {
-            return Err(refuse("checkpoint.parts", "must lie in 1..=1024"));
-        }
+        self.check_checkpoint()?;
         at_least_one("cluster.min_workers", self.cluster.min_workers.into())?;
         if self.cluster.min_workers > self.batch.lanes {
             return Err(refuse("cluster.min_workers", "cannot exceed batch.lanes"));
@@ -153,6 +150,43 @@ impl RunConfig {
             "cluster.nodes_per_worker_max",
             self.cluster.nodes_per_worker_max.into(),
         )
+    }
+
+    fn check_checkpoint(&self) -> Result<(), ConfigError> {
+        let c = &self.checkpoint;
+        at_least_one("checkpoint.every_steps", c.every_steps)?;
+        if !(1..=1024).contains(&c.parts) {
+            return Err(refuse("checkpoint.parts", "must lie in 1..=1024"));
+        }
+        if !c.keep_every_steps.is_multiple_of(c.every_steps) {
+            let below = c.keep_every_steps / c.every_steps * c.every_steps;
+            let nearest = [below, below + c.every_steps].map(|n| n.to_string());
+            return Err(refuse(
+                "checkpoint.keep_every_steps",
+                format!(
+                    "no checkpoint is of such a step: must be a multiple of checkpoint.every_steps = \
+                     {}, such as {} (0: none is kept for this)",
+                    c.every_steps,
+                    nearest.join(" or ")
+                ),
+            ));
+        }
+        if let Some(best) = &c.keep_best {
+            at_least_one("checkpoint.keep_best.count", best.count.into())?;
+            if self.data.validation.is_empty() {
+                return Err(refuse(
+                    "checkpoint.keep_best",
+                    "nothing is evaluated: set data.validation, or leave it out",
+                ));
+            }
+        }
+        if !c.scrub_hours.is_finite() || c.scrub_hours < 0.0 {
+            return Err(refuse(
+                "checkpoint.scrub_hours",
+                "must be a number of hours, or 0: checkpoints are not read again",
+            ));
+        }
+        Ok(())
     }
 
     fn check_batch(&self) -> Result<(), ConfigError> {

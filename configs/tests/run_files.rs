@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use belfry_configs::{Recompute, ValidConfig, load, load_str};
+use belfry_configs::{Metric, Recompute, ValidConfig, load, load_str};
 
 fn run_files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -120,6 +120,43 @@ fn what_is_recomputed_is_one_of_two_words() {
     let told = with("layers").expect_err("must be refused").to_string();
     for word in ["recompute", "layers", "none", "blocks"] {
         assert!(told.contains(word), "`{word}` is not in: {told}");
+    }
+}
+
+#[test]
+fn what_is_kept_of_checkpoints_must_be_there() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let with = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load(&path, &settings)
+    };
+    let default = loaded("tiny.toml").checkpoint.clone();
+    assert_eq!((default.keep_last, default.keep_every_steps), (3, 0));
+    assert_eq!((default.scrub_hours, default.keep_best), (24.0, None));
+    let best = "checkpoint.keep_best={ count = 2, metric = \"itm_accuracy\" }";
+    let best_of = with(&[best])
+        .expect("it is evaluated")
+        .checkpoint
+        .keep_best
+        .clone();
+    assert_eq!(
+        best_of.map(|b| (b.count, b.metric)),
+        Some((2, Metric::ItmAccuracy))
+    );
+    for (settings, words) in [
+        (&["checkpoint.keep_every_steps=6"][..], "such as 4 or 8"),
+        (&["checkpoint.keep_last=-1"], "keep_last"),
+        (&["checkpoint.scrub_hours=-1"], "checkpoint.scrub_hours"),
+        (&["checkpoint.scrub_hours=nan"], "checkpoint.scrub_hours"),
+        (
+            &[best, "checkpoint.keep_best.count=0"],
+            "checkpoint.keep_best.count",
+        ),
+        (&[best, "checkpoint.keep_best.metric=loss"], "mlm_loss"),
+        (&[best, "data.validation=[]"], "set data.validation"),
+    ] {
+        let told = with(settings).expect_err("must be refused").to_string();
+        assert!(told.contains(words), "`{words}` is not in: {told}");
     }
 }
 

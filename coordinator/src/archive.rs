@@ -14,11 +14,11 @@ use shard_tools::store::{Created, Root, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::core::{Durable, Event, RECEIPTS_KEPT, manifest_file, without_lanes};
+use crate::core::{Durable, Event, RECEIPTS_KEPT, without_lanes};
 use crate::error::CoordinatorError;
 use crate::journal::{self, Entry};
 use crate::persist::{Persist, Told};
-use crate::{identity, ledger};
+use crate::{identity, ledger, stored};
 
 /// Writes that may wait: the core has one checkpoint, one batch of receipts under way.
 const JOBS_MAX: usize = 64;
@@ -31,6 +31,10 @@ pub enum Job {
     Receipts(Vec<v1::StepRecord>),
     /// A checkpoint: step, receipts that come before it, parts.
     Checkpoint(u64, Vec<v1::StepRecord>, Vec<v1::PartStored>),
+    /// Delete the checkpoints of these steps.
+    Prune(Vec<u64>),
+    /// What a step's checkpoint cost.
+    Cost(u64, v1::CheckpointMade),
     /// Nothing to write: receipts of these steps are wanted.
     Read(Range<u64>),
 }
@@ -73,6 +77,8 @@ fn named(job: &Job) -> String {
     match job {
         Job::Receipts(_) => "the ledger".into(),
         Job::Checkpoint(step, ..) => format!("the checkpoint of step {step}"),
+        Job::Prune(_) => "old checkpoints".into(),
+        Job::Cost(step, _) => format!("what the checkpoint of step {step} cost"),
         Job::Read(_) => "the ledger's receipts".into(),
     }
 }
@@ -84,7 +90,7 @@ fn durable(job: &Job) -> Option<Event> {
             below: last.step + 1,
         }),
         Job::Checkpoint(step, ..) => Some(Event::CheckpointDurable { step: *step }),
-        Job::Read(_) => None,
+        Job::Prune(_) | Job::Cost(..) | Job::Read(_) => None,
     }
 }
 
@@ -117,6 +123,11 @@ impl Archive {
             Job::Checkpoint(step, receipts, parts) => {
                 put_checkpoint(root, &self.run_id, *step, receipts, parts).await
             }
+            Job::Prune(steps) => prune(root, steps).await,
+            Job::Cost(step, made) => {
+                let put = stored::put_cost(root, *step, made).await;
+                put.map(|()| None)
+            }
             Job::Read(_) => Ok(None),
         };
         written.map_err(|e| CoordinatorError::store(format!("cannot write {}", named(job)), e))
@@ -134,14 +145,15 @@ async fn put_checkpoint(
     if let Some(difference) = ledger::append(root, receipts).await? {
         return Ok(Some(difference));
     }
-    let parts: Vec<Value> = parts
-        .iter()
-        .map(|p| json!({"part": p.part, "file": p.file, "sha256": p.sha256, "bytes": p.bytes}))
-        .collect();
-    let manifest = json!({
-        "schema_version": 1, "step": step, "run_id": run_id, "parts": parts,
-    });
-    create_or_equal(root, &manifest_file(step), &manifest).await
+    stored::put_manifest(root, run_id, step, parts).await
+}
+
+/// Deletes checkpoints, one after the other; what is gone already is no error.
+async fn prune(root: &Root, steps: &[u64]) -> Result<Option<String>, StoreError> {
+    for step in steps {
+        stored::delete(root, *step).await?;
+    }
+    Ok(None)
 }
 
 /// Where an evaluation lies, relative to the run's root.
@@ -206,18 +218,13 @@ pub async fn put_result(
     put.map_err(|e| CoordinatorError::store("cannot write result.json", e))
 }
 
-/// Steps of the checkpoints whose manifests stand.
+/// Steps of the checkpoints that a run may begin from.
 ///
 /// # Errors
 /// [`CoordinatorError::Store`].
 pub async fn checkpoints(root: &Root) -> Result<BTreeSet<u64>, CoordinatorError> {
-    let listed = root.list("checkpoints").await;
-    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))?;
-    let step_of = |key: &str| -> Option<u64> {
-        let folder = key.strip_suffix("/manifest.json")?;
-        folder.rsplit_once("step-")?.1.parse().ok()
-    };
-    Ok(listed.iter().filter_map(|(key, _)| step_of(key)).collect())
+    let usable = stored::usable(root).await;
+    usable.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))
 }
 
 /// What earlier terms made durable.
@@ -225,7 +232,38 @@ pub async fn checkpoints(root: &Root) -> Result<BTreeSet<u64>, CoordinatorError>
 /// # Errors
 /// [`CoordinatorError`], naming the file.
 pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorError> {
-    let manifests = checkpoints(root).await?;
+    let found = stored::list(root).await;
+    let found = found.map_err(|e| CoordinatorError::store("cannot list the checkpoints", e))?;
+    let steps = |wanted: fn(&stored::Stored) -> bool| -> BTreeSet<u64> {
+        let found = found.values().filter(move |s| wanted(s));
+        found.map(|stored| stored.step).collect()
+    };
+    let manifests = steps(stored::Stored::is_usable);
+    // Steps before the newest checkpoint are not computed again, unless it cannot be loaded.
+    let newest = manifests.last().copied().unwrap_or(0);
+    let receipts_from = newest.saturating_sub(RECEIPTS_KEPT);
+    let quarantine = journal.quarantine.iter().cloned().map(v1::Shard::from);
+    Ok(Durable {
+        entry: journal.seq,
+        generation: journal.generation,
+        committed: journal.committed,
+        horizon: journal.horizon,
+        members: journal.members.clone(),
+        quarantine: quarantine.collect(),
+        data: identity::read(root).await?,
+        receipts: read_receipts(root, receipts_from..u64::MAX).await?,
+        receipts_from,
+        evaluations: evaluations(root).await?,
+        manifests,
+        corrupt: steps(|stored| stored.corrupt && stored.made.is_some()),
+    })
+}
+
+/// The run's evaluations, by step.
+///
+/// # Errors
+/// [`CoordinatorError`], naming the file.
+pub async fn evaluations(root: &Root) -> Result<BTreeMap<u64, v1::Evaluated>, CoordinatorError> {
     let listed = root.list("metrics").await;
     let listed = listed.map_err(|e| CoordinatorError::store("cannot list the evaluations", e))?;
     let mut evaluations = BTreeMap::new();
@@ -239,24 +277,7 @@ pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorEr
             .map_err(|reason| CoordinatorError::Corrupt { file, reason })?;
         evaluations.insert(evaluated.step, evaluated);
     }
-    // Steps before the newest checkpoint are not computed again, unless it cannot be loaded.
-    let newest = manifests.last().copied().unwrap_or(0);
-    let receipts_from = newest.saturating_sub(RECEIPTS_KEPT);
-    let receipts = read_receipts(root, receipts_from..u64::MAX).await?;
-    let quarantine = journal.quarantine.iter().cloned().map(v1::Shard::from);
-    Ok(Durable {
-        entry: journal.seq,
-        generation: journal.generation,
-        committed: journal.committed,
-        horizon: journal.horizon,
-        members: journal.members.clone(),
-        quarantine: quarantine.collect(),
-        data: identity::read(root).await?,
-        receipts,
-        receipts_from,
-        evaluations,
-        manifests,
-    })
+    Ok(evaluations)
 }
 
 async fn read_receipts(
@@ -302,7 +323,7 @@ mod tests {
         for step in (1_000..=100_000).step_by(1_000) {
             let receipts: Vec<_> = (step - 1_000..step).map(receipt).collect();
             ledger::append(&root, &receipts).await.expect("writes");
-            let manifest = manifest_file(step);
+            let manifest = crate::stored::manifest_file(step);
             root.put(&manifest, Bytes::from("{}"))
                 .await
                 .expect("writes");

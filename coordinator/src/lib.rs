@@ -15,9 +15,10 @@ pub mod outgoing;
 mod persist;
 mod rpc;
 mod shell;
+pub mod stored;
 mod writer;
 
-pub use archive::{RESULT_FILE, checkpoints};
+pub use archive::{RESULT_FILE, checkpoints, evaluations};
 pub use candidate::{Candidacy, Candidate, lead};
 pub use error::CoordinatorError;
 pub use shell::{Outcome, ServeOptions, run_id, serve};

@@ -22,6 +22,7 @@ use crate::journal::{self, Closed, Entry, Journal};
 use crate::outgoing::Outgoing;
 use crate::persist::{Persist, Told};
 use crate::rpc::{FromRpc, Outbox, Service, Watched};
+use crate::stored::scrub::scrub;
 use crate::writer;
 
 /// Messages that may wait for the loop.
@@ -103,6 +104,11 @@ pub async fn serve(
     let server = tokio::spawn(server);
 
     let (tell, told) = mpsc::channel(TOLD_MAX);
+    let hours = options.config.checkpoint.scrub_hours;
+    let scrubbing = (hours > 0.0).then(|| {
+        let every = Duration::from_secs_f64(hours * 3600.0);
+        tokio::spawn(scrub(options.root.clone(), every, tell.clone()))
+    });
     let persist = Persist::running(patience, tell);
     let leader = journal.last().clone();
     let (archive, mut archiving) =
@@ -118,6 +124,9 @@ pub async fn serve(
         ended: None,
     };
     let ended = shell.run(timeouts.silence, messages, told, shutdown).await;
+    if let Some(scrubbing) = scrubbing {
+        scrubbing.abort();
+    }
     // Streams end when their senders are dropped, with everything that was said in them.
     drop(shell);
     let _ = stop.send(());
@@ -185,8 +194,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         skip_non_finite: config.optim.non_finite == NonFinite::Skip,
         expected_workers: expected as usize,
         timeouts: config.cluster.timeouts(),
-        checkpoint_every: config.checkpoint.every_steps,
-        checkpoint_parts: config.checkpoint.parts,
+        checkpoint: config.checkpoint.clone(),
         nodes_max: config.cluster.nodes_per_worker_max,
         evaluates: !config.data.validation.is_empty(),
         links: match (config.collective.transport, config.collective.hierarchical) {
@@ -317,6 +325,8 @@ impl Shell {
                 receipts,
                 parts,
             } => self.store(Job::Checkpoint(step, receipts, parts)).await,
+            Effect::Prune(steps) => self.store(Job::Prune(steps)).await,
+            Effect::StoreCost(step, made) => self.store(Job::Cost(step, made)).await,
             Effect::ReadReceipts(steps) => self.store(Job::Read(steps)).await,
             Effect::Emit(event) => {
                 if !event.notice.is_empty() {

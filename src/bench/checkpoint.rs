@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use belfry_model::ParamTable;
 use belfry_proto::v1::PartStored;
-use belfry_worker::checkpoint::{folder, load, store_part};
+use belfry_worker::checkpoint::{encode_part, folder, load};
+use belfry_worker::duplicate::Duplicates;
 use belfry_worker::held::{HeldState, Place};
 use belfry_worker::open_device;
-use belfry_worker::state::TrainState;
+use belfry_worker::optimizer::AdamW;
+use belfry_worker::state::{TrainState, optimizer};
 use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
@@ -20,7 +22,7 @@ use shard_tools::store::Root;
 use super::Case;
 use super::step::on_host;
 use super::table::{Report, gigabytes, seconds};
-use super::timing::Rounds;
+use super::timing::{Rounds, peak_bytes, reset_peak};
 use super::worker::synthetic_state;
 
 /// Folder under the given root that this benchmark alone writes in.
@@ -47,8 +49,33 @@ struct Times {
     put: Rounds,
     get: Rounds,
     copy: Rounds,
-    stall: Rounds,
     fetch: Rounds,
+    update: Updates,
+}
+
+/// What an update takes.
+#[derive(Default)]
+struct Updates {
+    /// With no checkpoint open.
+    in_place: Rounds,
+    /// A snapshot's copy, beside training: the first of a run, and each later one.
+    copy_first: Rounds,
+    copy: Rounds,
+    /// The next update where the step took longer than the copy.
+    behind: Rounds,
+    /// The same where it came at once.
+    at_once: Rounds,
+    /// A copy made by the update: what all this replaces.
+    by_itself: Rounds,
+    /// Memory of the process: otherwise, and while a checkpoint is open.
+    peaks: (u64, u64),
+}
+
+impl Updates {
+    /// How much longer than usual.
+    fn over(&self, rounds: &Rounds) -> f64 {
+        (rounds.median() - self.in_place.median()).max(0.0)
+    }
 }
 
 /// Measures and prints.
@@ -68,6 +95,7 @@ pub async fn run(arguments: CheckpointArguments) -> anyhow::Result<()> {
     let bench = Store {
         root,
         table: tower.table(),
+        optimizer: optimizer(&config, &tower),
         state: Arc::new(HeldState::Host(state)),
         apart,
         parts: config.checkpoint.parts,
@@ -94,6 +122,7 @@ fn clean(folder: &Path) -> anyhow::Result<()> {
 struct Store<'a> {
     root: Root,
     table: &'a ParamTable,
+    optimizer: AdamW,
     /// In host memory.
     state: Arc<HeldState>,
     /// The device, if it has a memory of its own.
@@ -120,8 +149,11 @@ impl Store<'_> {
         let loaded = load(&self.root, &manifest, self.table).await?;
         times.load.add(begun.elapsed().as_secs_f64());
         ensure!(loaded == *host, "what was loaded is not what was stored");
-        copies(host, loaded, times);
+        copy(host, loaded, times);
         self.raw(&stored, times).await?;
+        if self.apart.is_none() {
+            self.updates(&mut times.update).await?;
+        }
         Ok(stored.iter().map(|part| part.bytes).sum())
     }
 
@@ -129,11 +161,11 @@ impl Store<'_> {
     async fn store(&self, held: &HeldState) -> anyhow::Result<Vec<PartStored>> {
         let mut stored = Vec::new();
         for part in 0..self.parts {
-            let one = store_part(&self.root, held, self.table, part, self.parts).await;
-            if !one.error.is_empty() {
-                bail!("{}", one.error);
-            }
-            stored.push(one);
+            let encoded =
+                tokio::task::block_in_place(|| encode_part(held, self.table, part, self.parts))?;
+            let file = format!("{}/{}", folder(held.step()), encoded.stored.file);
+            self.root.put_large(&file, encoded.bytes).await?;
+            stored.push(encoded.stored);
         }
         let parts: Vec<_> = stored
             .iter()
@@ -144,6 +176,51 @@ impl Store<'_> {
         let file = format!("{}/manifest.json", folder(step));
         self.root.put(&file, Bytes::from(manifest)).await?;
         Ok(stored)
+    }
+
+    /// The update behind a snapshot beside the usual one, on a state of its own.
+    async fn updates(&self, times: &mut Updates) -> anyhow::Result<()> {
+        let gradient = vec![1e-3; self.table.elements()];
+        let mut held = Arc::new(HeldState::Host(self.state.host()?.clone()));
+        let update = |held: &mut Arc<HeldState>, duplicates: &mut Duplicates| {
+            let begun = Instant::now();
+            tokio::task::block_in_place(|| {
+                duplicates.wait();
+                HeldState::update(held, &self.optimizer, &gradient);
+            });
+            begun.elapsed().as_secs_f64()
+        };
+        reset_peak();
+        let mut duplicates = Duplicates::default();
+        times.in_place.add(update(&mut held, &mut duplicates));
+        times.peaks.0 = peak_bytes().unwrap_or(0);
+        for first in [true, false] {
+            let begun = Instant::now();
+            let copy = duplicates.begin(&held).await?;
+            let copied = begun.elapsed().as_secs_f64();
+            match first {
+                true => times.copy_first.add(copied),
+                false => times.copy.add(copied),
+            }
+            let before = copy.host()?.digest();
+            let time = update(&mut held, &mut duplicates);
+            ensure!(copy.host()?.digest() == before, "a snapshot has changed");
+            if !first {
+                times.behind.add(time);
+            }
+            duplicates.buffers().give(copy);
+        }
+        let coming = duplicates.begin(&held);
+        times.at_once.add(update(&mut held, &mut duplicates));
+        ensure!(coming.await?.step() + 1 == held.step(), "another snapshot");
+        times.peaks.1 = peak_bytes().unwrap_or(0);
+        drop(duplicates);
+        let read = Arc::clone(&held);
+        times
+            .by_itself
+            .add(update(&mut held, &mut Duplicates::default()));
+        drop(read);
+        Ok(())
     }
 
     /// The same bytes, part by part, without hash, names or order.
@@ -164,19 +241,14 @@ impl Store<'_> {
     }
 }
 
-/// A copy into memory that is there, and the copy that the next update makes of a state in host
-/// memory while a checkpoint still reads it.
-fn copies(state: &TrainState, mut target: TrainState, times: &mut Times) {
+/// A copy into memory that is there.
+fn copy(state: &TrainState, mut target: TrainState, times: &mut Times) {
     let begun = Instant::now();
     target.parameters.copy_from_slice(&state.parameters);
     target.exp_avg.copy_from_slice(&state.exp_avg);
     target.exp_avg_sq.copy_from_slice(&state.exp_avg_sq);
     std::hint::black_box(&target);
     times.copy.add(begun.elapsed().as_secs_f64());
-    drop(target);
-    let begun = Instant::now();
-    std::hint::black_box(state.clone());
-    times.stall.add(begun.elapsed().as_secs_f64());
 }
 
 fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Store<'_>) {
@@ -213,24 +285,18 @@ fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Sto
         let words = format!("{}, {name}", rate(floor));
         report.row(what, rate(time), words, floor / time);
     }
-    let (what, waited, why) = match bench.apart {
-        None => (
-            "stall of a step",
-            &times.stall,
-            "stall: the copy that the next update makes while a checkpoint still reads the state; \
-             all else runs beside training",
-        ),
-        Some(_) => (
-            "device to host",
-            &times.fetch,
-            "device to host: the device's queue waits while the state is read, once per \
-             checkpoint; all else runs beside training",
-        ),
-    };
-    let waited = waited.median();
-    let floor = format!("{}, memcpy", seconds(copy));
-    report.row(what, seconds(waited), floor, waited / copy);
-    report.note(why);
+    match bench.apart {
+        None => print_stall(&times.update, copy, &mut report),
+        Some(_) => {
+            let (fetched, floor) = (times.fetch.median(), format!("{}, memcpy", seconds(copy)));
+            report.row("device to host", seconds(fetched), floor, fetched / copy);
+            report.note(
+                "device to host: the device's queue waits while the state is read, once per \
+                 checkpoint and part by part; all else runs beside training",
+            );
+            report.json("stall_seconds", fetched);
+        }
+    }
     report.json("bytes", bytes);
     for (key, rounds) in [
         ("store_seconds", &times.store),
@@ -241,6 +307,43 @@ fn print(times: &Times, bytes: u64, arguments: &CheckpointArguments, bench: &Sto
     ] {
         report.json(key, rounds.median());
     }
-    report.json("stall_seconds", waited);
     report.print();
+}
+
+/// What the update behind a snapshot takes longer.
+fn print_stall(times: &Updates, copy: f64, report: &mut Report) {
+    let floor = format!("{}, memcpy", seconds(copy));
+    let rows = [
+        ("update", times.in_place.median()),
+        ("snapshot, beside training", times.copy.median()),
+        ("the first snapshot of a run", times.copy_first.median()),
+        ("stall of a step", times.over(&times.behind)),
+        ("stall if it comes at once", times.over(&times.at_once)),
+        ("stall by copying in it", times.over(&times.by_itself)),
+    ];
+    for (what, time) in rows {
+        report.row(what, seconds(time), floor.clone(), time / copy);
+    }
+    report.note(
+        "stall: how much longer than usual the update behind a snapshot takes. The snapshot is copied \
+         by one thread while the next step is computed; an update that comes sooner waits for the \
+         rest of the copy. All else runs beside training",
+    );
+    let (before, open) = (times.peaks.0 as f64, times.peaks.1 as f64);
+    let memory = format!("{} while a checkpoint is open", gigabytes(open));
+    report.note(format!(
+        "memory of this process, which keeps another state: {memory}, {} otherwise",
+        gigabytes(before)
+    ));
+    for (key, value) in [
+        ("stall_seconds", times.over(&times.behind)),
+        ("stall_at_once_seconds", times.over(&times.at_once)),
+        ("stall_by_itself_seconds", times.over(&times.by_itself)),
+        ("update_seconds", times.in_place.median()),
+        ("snapshot_seconds", times.copy.median()),
+        ("first_snapshot_seconds", times.copy_first.median()),
+        ("peak_bytes", open),
+    ] {
+        report.json(key, value);
+    }
 }

@@ -95,12 +95,6 @@ impl Progress {
                 e.step, e.mlm_loss, e.mlm_accuracy, e.itm_loss, e.itm_accuracy
             ));
         }
-        if event.checkpoint > 0 {
-            self.say(&format!(
-                "checkpoint of step {} is durable",
-                event.checkpoint
-            ));
-        }
         if let Some(record) = &event.committed {
             self.committed(record, &event)?;
         }

@@ -117,8 +117,11 @@ impl World {
             skip_non_finite: false,
             expected_workers: self.setup.workers,
             timeouts: self.setup.timeouts,
-            checkpoint_every: self.setup.checkpoint_every,
-            checkpoint_parts: self.setup.parts,
+            checkpoint: belfry_configs::Checkpoint {
+                every_steps: self.setup.checkpoint_every,
+                parts: self.setup.parts,
+                ..Default::default()
+            },
             nodes_max: self.setup.nodes_max,
             evaluates: self.setup.evaluates,
             links: self.setup.links,
@@ -242,6 +245,8 @@ impl World {
                     leads: false,
                 },
             ),
+            E::Prune(steps) => self.write(lead, Write::Prune(steps)),
+            E::StoreCost(..) => {}
             E::StoreEvaluation(evaluated) => self.write(lead, Write::Evaluation(evaluated)),
             E::StoreResult {
                 exported,
@@ -363,6 +368,7 @@ impl World {
             Write::Checkpoint { step, .. } => {
                 self.tell_lead(lead, lead::Event::CheckpointDurable { step });
             }
+            Write::Prune(_) => {}
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) const JOURNALED_FIRST: &str = "nothing is announced before its journa
 pub(super) const ONE_LEADER: &str = "one leader per term";
 /// A visible checkpoint has all parts and all receipts before it.
 pub(super) const CHECKPOINT_COMPLETE: &str = "a visible checkpoint is complete";
+/// The newest checkpoint is never deleted.
+pub(super) const CHECKPOINT_KEPT: &str = "the newest checkpoint stays";
 /// A worker's state is a function of its step.
 pub(super) const STATE_OF_STEP: &str = "a worker's state is its step's";
 /// Old leaders are not obeyed.

@@ -46,6 +46,8 @@ pub(super) enum Write {
         leads: bool,
     },
     Evaluation(v1::Evaluated),
+    /// Checkpoints that are no longer kept are deleted.
+    Prune(Vec<u64>),
 }
 
 impl Write {
@@ -62,6 +64,7 @@ impl Write {
             Write::Receipts(_) => "the ledger",
             Write::Checkpoint { .. } => "a manifest",
             Write::Evaluation(_) => "an evaluation",
+            Write::Prune(_) => "old checkpoints",
         }
     }
 }
@@ -141,6 +144,7 @@ impl Store {
             receipts: self.receipts.clone(),
             evaluations: self.evaluations.clone(),
             manifests: self.manifests.clone(),
+            corrupt: BTreeSet::new(),
         }
     }
 }
@@ -220,6 +224,15 @@ impl World {
                 self.store
                     .evaluations
                     .insert(evaluated.step, evaluated.clone());
+            }
+            Write::Prune(steps) => {
+                for step in steps {
+                    let newer = self.store.manifests.range(*step + 1..).next();
+                    inv::hold(newer.is_some(), inv::CHECKPOINT_KEPT, || {
+                        format!("the checkpoint of step {step} is deleted and none is newer")
+                    });
+                    self.store.manifests.remove(step);
+                }
             }
         }
         Answer::Done

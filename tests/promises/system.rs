@@ -111,7 +111,7 @@ impl Run {
 pub struct Outcome {
     success: bool,
     /// Standard error.
-    said: String,
+    pub said: String,
     /// Standard output.
     printed: String,
     result: Value,
@@ -172,7 +172,7 @@ pub fn kill(pid: u32) {
 }
 
 /// What an undisturbed run with one worker ends with.
-fn undisturbed() -> &'static (String, String) {
+pub fn undisturbed() -> &'static (String, String) {
     static HASHES: OnceLock<(String, String)> = OnceLock::new();
     HASHES.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");

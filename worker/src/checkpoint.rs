@@ -4,16 +4,19 @@
 //! any reader of safetensors can open it. Boundaries follow the parameter table alone, never the
 //! number of workers. Workers write parts; only the coordinator writes manifests.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 use belfry_model::ParamTable;
 use belfry_proto::v1;
 use bytes::Bytes;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, View};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use shard_tools::store::Root;
+use shard_tools::store::{Root, StoreError};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::WorkerError;
 use crate::held::HeldState;
@@ -22,6 +25,11 @@ use crate::weights;
 
 /// Prefixes of the three tensors of a parameter; PyTorch's names for AdamW's moments.
 const KINDS: [&str; 3] = ["parameter", "exp_avg", "exp_avg_sq"];
+/// A part's hash says that a byte is wrong; one more for each of these says where.
+const BLOCK_BYTES: usize = 8 << 20;
+/// A store that is away is asked so often, beyond its client's own retries: half an hour at least.
+const READS_MAX: u32 = 180;
+const READ_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a manifest says; the coordinator writes it (more fields may stand in it).
 #[derive(Debug, Deserialize)]
@@ -53,79 +61,83 @@ fn members(table: &ParamTable, part: u32, parts: u32) -> Range<usize> {
     at(edge(part))..at(edge(part + 1))
 }
 
-/// A tensor on its way into a file: name, type, shape, little-endian bytes.
-type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
-
-fn raw_f32(name: String, shape: &[usize], values: &[f32]) -> Raw {
-    let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-    (name, Dtype::F32, shape.to_vec(), bytes)
+/// A tensor on its way into a file: its shape, and its values where they are.
+struct Values<'a> {
+    shape: &'a [usize],
+    values: Cow<'a, [f32]>,
 }
 
-/// A safetensors file; the same tensors give the same bytes. One metadata pair only: more would
-/// come out in the map's random order.
-fn encode(tensors: &[Raw], metadata: (&str, String)) -> Vec<u8> {
-    let views = tensors.iter().map(|(name, dtype, shape, raw)| {
-        let view = TensorView::new(*dtype, shape.clone(), raw);
-        (
-            name,
-            view.expect("the table's shapes multiply to its lengths"),
-        )
-    });
-    let metadata = [(metadata.0.to_owned(), metadata.1)].into();
-    safetensors::serialize(views, Some(metadata)).expect("names are unique and sizes are known")
+impl View for Values<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        if cfg!(target_endian = "little") {
+            return Cow::Borrowed(bytemuck::cast_slice(&self.values));
+        }
+        Cow::Owned(self.values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+    fn data_len(&self) -> usize {
+        size_of_val::<[f32]>(&self.values)
+    }
 }
 
-/// One part's bytes.
-fn encode_part(state: &TrainState, table: &ParamTable, part: u32, parts: u32) -> Vec<u8> {
-    let entries = &table.entries()[members(table, part, parts)];
-    let tensors: Vec<Raw> = entries
-        .iter()
-        .flat_map(|e| {
-            KINDS.iter().zip(state.tensors()).map(|(kind, tensor)| {
-                let values = &tensor[e.offset..e.offset + e.len];
-                raw_f32(format!("{kind}/{}", e.name), &e.shape, values)
-            })
-        })
-        .collect();
-    encode(&tensors, ("step", state.step.to_string()))
+/// A part in memory, and what is said of it once it is stored.
+#[derive(Debug)]
+pub struct Encoded {
+    /// Name, hashes and size.
+    pub stored: v1::PartStored,
+    /// The file.
+    pub bytes: Bytes,
 }
 
-/// Writes one part and says where it is.
-pub async fn store_part(
-    root: &Root,
+/// Part `part` of `parts`: copied once, hashed, named. The same state gives the same bytes. A
+/// device's own state comes to the host range by range. Takes as long as copying and hashing do:
+/// not for a thread that serves others.
+///
+/// # Errors
+/// [`WorkerError::Internal`] if a device does not give its state.
+pub fn encode_part(
     state: &HeldState,
     table: &ParamTable,
     part: u32,
     parts: u32,
-) -> v1::PartStored {
-    let host = match state.host() {
-        Ok(host) => host,
-        Err(error) => {
-            return v1::PartStored {
-                step: state.step(),
-                part,
-                error: error.to_string(),
-                ..Default::default()
+) -> Result<Encoded, WorkerError> {
+    let entries = &table.entries()[members(table, part, parts)];
+    let first = entries.first().map_or(0, |e| e.offset);
+    let end = entries.last().map_or(first, |e| e.offset + e.len);
+    let ranges = state.range(first..end)?;
+    let tensors = entries.iter().flat_map(|e| {
+        let here = e.offset - first..e.offset - first + e.len;
+        KINDS.iter().zip(&ranges).map(move |(kind, range)| {
+            let values = Values {
+                shape: &e.shape,
+                values: Cow::Borrowed(&range[here.clone()]),
             };
-        }
-    };
-    let bytes = encode_part(host, table, part, parts);
+            (format!("{kind}/{}", e.name), values)
+        })
+    });
+    // One metadata pair only: more would come out in the map's random order.
+    let metadata = [("step".to_owned(), state.step().to_string())].into();
+    let bytes = safetensors::serialize(tensors, Some(metadata));
+    let bytes = bytes.expect("names are unique and shapes multiply to lengths");
     let sha256 = hex(&Sha256::digest(&bytes));
-    let file = format!("{}.safetensors", &sha256[..32]);
-    let mut stored = v1::PartStored {
-        step: state.step(),
-        part,
-        sha256,
-        bytes: bytes.len() as u64,
-        file,
-        error: String::new(),
-    };
-    let path = format!("{}/{}", folder(state.step()), stored.file);
-    // The name is the content, so an overwrite by the other copy changes nothing.
-    if let Err(error) = root.put(&path, Bytes::from(bytes)).await {
-        stored.error = format!("cannot write checkpoint part {path}: {error}");
-    }
-    stored
+    let blocks = bytes.chunks(BLOCK_BYTES);
+    Ok(Encoded {
+        stored: v1::PartStored {
+            step: state.step(),
+            part,
+            file: format!("{}.safetensors", &sha256[..32]),
+            sha256,
+            bytes: bytes.len() as u64,
+            blocks: blocks.flat_map(|b| xxh3_64(b).to_le_bytes()).collect(),
+            ..Default::default()
+        },
+        bytes: Bytes::from(bytes),
+    })
 }
 
 /// Reads the checkpoint under `manifest`, verifying every hash, name and shape.
@@ -142,9 +154,12 @@ pub async fn load(
         reason,
     };
     let read = async |file: &str| {
-        root.get(file).await.map_err(|source| WorkerError::Store {
-            what: format!("cannot read checkpoint file {file}"),
-            source,
+        patiently(root, file).await.map_err(|source| match source {
+            StoreError::NotFound { .. } => refuse(file, "is missing".into()),
+            source => WorkerError::Store {
+                what: format!("cannot read checkpoint file {file}"),
+                source,
+            },
         })
     };
     let text = read(manifest).await?;
@@ -183,6 +198,25 @@ pub async fn load(
         }
     }
     Ok(state)
+}
+
+/// The whole object. A store that is away is waited for: another checkpoint would lie there too. A
+/// disk is not away; what it does not give is not there.
+async fn patiently(root: &Root, file: &str) -> Result<Bytes, StoreError> {
+    let mut tries = 0;
+    loop {
+        match root.get(file).await {
+            Err(error) if error.may_pass() && root.local_folder().is_none() => {
+                tries += 1;
+                if tries == READS_MAX {
+                    return Err(error);
+                }
+                tracing::warn!(file, tries, %error, "waiting for the store");
+                tokio::time::sleep(READ_PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn decode(

@@ -1,5 +1,7 @@
 //! A checkpoint's weights as one file that PyTorch loads, after the run or beside it.
 
+use std::collections::BTreeSet;
+
 use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
 use shard_tools::store::Root;
@@ -53,18 +55,24 @@ pub async fn checkpoint_parameters(
 /// What makes the parts of a step a checkpoint.
 const MANIFEST: &str = "manifest.json";
 
-/// Steps whose checkpoint has its manifest, ascending.
+/// What says that a checkpoint was read again and found corrupt.
+const CORRUPT: &str = "corrupt.json";
+
+/// Steps whose checkpoint has its manifest and is not marked as corrupt, ascending.
 async fn complete_steps(root: &Root) -> Result<Vec<u64>, WorkerError> {
     let keys = root.list("checkpoints").await;
     let keys = keys.map_err(|source| WorkerError::Store {
         what: format!("cannot list {root}/checkpoints"),
         source,
     })?;
-    let step = |key: &str| {
-        let folder = key.strip_suffix(MANIFEST)?.strip_suffix('/')?;
-        folder.strip_prefix("checkpoints/step-")?.parse().ok()
+    let with = |file: &str| -> BTreeSet<u64> {
+        let step = |key: &str| {
+            let folder = key.strip_suffix(file)?.strip_suffix('/')?;
+            folder.strip_prefix("checkpoints/step-")?.parse().ok()
+        };
+        keys.iter().filter_map(|(key, _)| step(key)).collect()
     };
-    let mut steps: Vec<u64> = keys.iter().filter_map(|(key, _)| step(key)).collect();
-    steps.sort_unstable();
-    Ok(steps)
+    let corrupt = with(CORRUPT);
+    let steps = with(MANIFEST).into_iter();
+    Ok(steps.filter(|step| !corrupt.contains(step)).collect())
 }

@@ -4,6 +4,8 @@
 //! vectors. A device's state comes to the host when somebody asks for the first time, and once;
 //! a step on which nobody asks moves no weight. Read-only between two updates.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use belfry_collective::StateSource;
@@ -125,14 +127,30 @@ impl HeldState {
             HeldState::Host(state) => Ok(state),
             HeldState::Device(state) => {
                 let read = state.host.get_or_init(|| state.read());
-                read.as_ref().map_err(|reason| {
-                    let step = state.step;
-                    WorkerError::Internal(format!(
-                        "step {step}: no state from the device: {reason}"
-                    ))
-                })
+                read.as_ref().map_err(|reason| lost(state.step, reason))
             }
         }
+    }
+
+    /// Elements `range` of its three vectors, read where they are; a device is asked for them alone,
+    /// so that neither its queue nor the host's memory holds more than they are.
+    ///
+    /// # Errors
+    /// As [`HeldState::host`].
+    pub fn range(&self, range: Range<usize>) -> Result<[Cow<'_, [f32]>; 3], WorkerError> {
+        if let HeldState::Device(state) = self
+            && state.host.get().is_none()
+        {
+            let read = state.tensors.each_ref().map(|tensor| {
+                let there = tensor.clone().slice([range.clone()]);
+                let values = there.try_into_vec_as::<f32>();
+                values.map_err(|e| lost(state.step, &e.to_string()))
+            });
+            let [parameters, exp_avg, exp_avg_sq] = read;
+            return Ok([parameters?, exp_avg?, exp_avg_sq?].map(Cow::Owned));
+        }
+        let tensors = self.host()?.tensors();
+        Ok(tensors.map(|tensor| Cow::Borrowed(&tensor[range.clone()])))
     }
 
     /// Its parameters as weights that products of this arithmetic read, on `device`. In host memory
@@ -224,6 +242,10 @@ impl DeviceState {
     }
 }
 
+fn lost(step: u64, reason: &str) -> WorkerError {
+    WorkerError::Internal(format!("step {step}: no state from the device: {reason}"))
+}
+
 fn to_device(values: Vec<f32>, device: &Device) -> Tensor<1> {
     let len = values.len();
     Tensor::from_data(TensorData::new(values, [len]), device)
@@ -294,6 +316,10 @@ mod tests {
             HeldState::update(&mut here, &optimizer, &gradient);
         }
         assert_eq!(there.step(), 3);
+        let unread = matches!(&*there, HeldState::Device(d) if d.host.get().is_none());
+        assert!(unread, "an update asks for nothing");
+        let part = |held: &HeldState| held.range(5..40).map(|r| r.map(Cow::into_owned));
+        assert_eq!(part(&there).expect("readable"), part(&here).expect("there"));
         assert_eq!(
             there.host().expect("readable").digest(),
             here.host().expect("readable").digest()

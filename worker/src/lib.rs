@@ -3,12 +3,13 @@
 //! [`run`] is the whole of it. Rooms, in the order of the walk of a sample: `device` (what it owns),
 //! `train_step` (host batches to lane gradients), `partials` (lane gradients to tree nodes), the
 //! collective (nodes to one sum), `core` (when what may happen), `optimizer`, `state` and `held`
-//! (the sum applied), `checkpoint` (the state made durable); `weights` brings in what a run begins
+//! (the sum applied), `snapshot` and `checkpoint` (the state made durable); `weights` brings in what a run begins
 //! with. `session` is the shell around them, `link` the line to the coordinator.
 
 pub mod checkpoint;
 pub mod core;
 mod device;
+pub mod duplicate;
 mod error;
 mod export;
 mod fingerprint;
@@ -24,6 +25,7 @@ mod optimizer_on_device;
 pub mod partials;
 mod pulse;
 mod session;
+mod snapshot;
 mod staging;
 pub mod state;
 mod train_step;

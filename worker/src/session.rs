@@ -28,6 +28,7 @@ use crate::inject::{Inject, Injection};
 use crate::link::{Link, Whereabouts};
 use crate::optimizer::AdamW;
 use crate::pulse::Pulse;
+use crate::snapshot::Snapshots;
 use crate::staging::{self, Staged, Staging};
 use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
@@ -108,6 +109,9 @@ pub async fn run(
             }
         };
         shell.inject.event(&mut event);
+        if let Event::Message(v1::coordinator_message::Body::Commit(commit)) = &event {
+            shell.snapshots.close(commit.closed);
+        }
         let effects = shell.core.apply(event);
         shell.pulse.says(shell.core.heartbeat());
         for effect in effects {
@@ -135,6 +139,7 @@ struct Shell {
     compute: Compute,
     optimizer: Arc<AdamW>,
     state: Option<Arc<HeldState>>,
+    snapshots: Snapshots,
     staging: Staging,
     /// Whether the last exchange went over links between devices.
     linked: bool,
@@ -181,10 +186,17 @@ impl Shell {
             data: compute.identity.clone(),
         };
         tracing::info!(?identity, "worker is up");
+        let snapshots = Snapshots::new(
+            options.root.clone(),
+            Arc::clone(&compute.model),
+            &config,
+            events.clone(),
+        );
         let link = Link::open(options.coordinator, timeouts, events.clone());
         let core = Core::new(identity);
         Ok(Shell {
             optimizer: Arc::new(optimizer(&config, &compute.model)),
+            snapshots,
             pulse: Pulse::start(link.clone(), timeouts.heartbeat, core.heartbeat()),
             link,
             timeouts,
@@ -210,6 +222,16 @@ impl Shell {
     /// Does one thing; an end of the process is returned.
     fn execute(&mut self, effect: Effect) -> Result<Option<Result<(), WorkerError>>, WorkerError> {
         match effect {
+            Effect::Send(up::Body::Hello(hello)) => {
+                self.link.send(up::Body::Hello(hello));
+                if let Some(held) = self.snapshots.held() {
+                    self.link.send(up::Body::SnapshotHeld(held));
+                }
+            }
+            Effect::Send(up::Body::Applied(mut applied)) => {
+                self.snapshots.tell_stall(&mut applied);
+                self.link.send(up::Body::Applied(applied));
+            }
             Effect::Send(body) => self.link.send(body),
             Effect::Measured { step, round_trip } => {
                 self.times = self.timeouts.measured(step, round_trip);
@@ -247,7 +269,7 @@ impl Shell {
             Effect::Copy { step, sources } => self.copy(step, sources),
             Effect::StoreParts { step, parts } => {
                 let state = self.state_of(step)?;
-                self.store_parts(state, parts);
+                self.snapshots.store(&state, parts);
             }
             Effect::Evaluate { step } => {
                 let state = self.state_of(step)?;
@@ -367,12 +389,12 @@ impl Shell {
         // Nobody but a snapshot may still hold the old state, so the update happens in place.
         self.endpoint.publish_state(None);
         self.state = None;
-        let optimizer = Arc::clone(&self.optimizer);
         self.staging.clear();
+        let (snapshots, optimizer) = (&mut self.snapshots, &self.optimizer);
         let mut updated = tokio::task::block_in_place(move || {
             let mut state = state;
             match sum {
-                Some(sum) => HeldState::update(&mut state, &optimizer, &sum),
+                Some(sum) => snapshots.update(&mut state, optimizer, &sum),
                 None => HeldState::skip(&mut state),
             }
             state
@@ -380,7 +402,7 @@ impl Shell {
         self.inject.state(step, &mut updated);
         self.hold(&updated);
         if !snapshot_parts.is_empty() {
-            self.store_parts(updated, snapshot_parts);
+            self.snapshots.store(&updated, snapshot_parts);
         }
         let events = self.events.clone();
         tokio::spawn(async move { events.send(Event::Applied { step }).await });
@@ -391,27 +413,6 @@ impl Shell {
         self.state = Some(Arc::clone(state));
         self.endpoint
             .publish_state(Some(Arc::clone(state) as Arc<_>));
-    }
-
-    /// Writes checkpoint parts while training goes on; the shared state is copied by the next
-    /// apply if this still reads it.
-    fn store_parts(&self, state: Arc<HeldState>, parts: Vec<u32>) {
-        let (root, events) = (self.root.clone(), self.events.clone());
-        let model = Arc::clone(&self.compute.model);
-        let total = self.config.checkpoint.parts;
-        tokio::spawn(async move {
-            for part in parts {
-                let table = model.table();
-                let stored = checkpoint::store_part(&root, &state, table, part, total).await;
-                if !stored.error.is_empty() {
-                    tracing::error!(step = state.step(), part, error = stored.error);
-                }
-                let report = Event::Report(up::Body::PartStored(stored));
-                if events.send(report).await.is_err() {
-                    return;
-                }
-            }
-        });
     }
 
     /// Runs `acquire` and hands what it brings to the loop.

@@ -12,7 +12,7 @@ use crate::optimizer::{AdamW, ParamGroup, State};
 use crate::weights::import;
 
 /// Parameters, first and second moments, after `step` updates.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct TrainState {
     /// Updates applied.
     pub step: u64,
@@ -22,6 +22,25 @@ pub struct TrainState {
     pub exp_avg: Vec<f32>,
     /// AdamW's second moment.
     pub exp_avg_sq: Vec<f32>,
+}
+
+impl Clone for TrainState {
+    fn clone(&self) -> Self {
+        TrainState {
+            step: self.step,
+            parameters: self.parameters.clone(),
+            exp_avg: self.exp_avg.clone(),
+            exp_avg_sq: self.exp_avg_sq.clone(),
+        }
+    }
+
+    /// Into memory that is there: a derived one would ask for new.
+    fn clone_from(&mut self, source: &Self) {
+        self.step = source.step;
+        self.parameters.clone_from(&source.parameters);
+        self.exp_avg.clone_from(&source.exp_avg);
+        self.exp_avg_sq.clone_from(&source.exp_avg_sq);
+    }
 }
 
 impl TrainState {

@@ -62,7 +62,7 @@ impl Core {
     /// After the last commit: evaluation, export, and the last checkpoint's manifest.
     pub(super) fn advance_finishing(&mut self, fx: &mut Vec<Effect>) {
         let total = self.stop_at;
-        if !self.durable.manifests.contains(&total) {
+        if !self.is_made(total) {
             self.store_last_state(fx);
         }
         if self.is_draining() {

@@ -54,6 +54,8 @@ impl Core {
             holds_state = false;
         }
         self.learn_decided(&hello);
+        // A checkpoint whose parts are all stored may have waited for these receipts.
+        self.close_checkpoint(fx);
         let known = self.workers.get(&id).map(|w| (w.session, w.incarnation));
         if known.is_some_and(|(newer, _)| newer > session) {
             // A hello that was overtaken by a later one.
@@ -111,7 +113,8 @@ impl Core {
     fn returned(&mut self, now: Millis, id: u64, fx: &mut Vec<Effect>) {
         let text = format!("worker {id} is connected again");
         self.about(id, Reason::WorkerReturned, text, fx);
-        self.take_back(id, fx);
+        self.take_back(id);
+        self.forget_storing(id);
         if self.is_member(id) && matches!(self.phase, Phase::Training | Phase::Finishing) {
             self.open_generation(now, fx);
         }
@@ -219,7 +222,8 @@ impl Core {
             self.count_departure(id, fx);
         }
         self.remove_worker(id);
-        self.take_back(id, fx);
+        self.take_back(id);
+        self.lose_parts_of(id, fx);
         let Ok(place) = self.members.binary_search(&id) else {
             return;
         };
@@ -232,7 +236,7 @@ impl Core {
     }
 
     /// What was asked of a worker is asked of it no more.
-    pub(super) fn take_back(&mut self, id: u64, fx: &mut Vec<Effect>) {
+    pub(super) fn take_back(&mut self, id: u64) {
         if self.evaluator == Some(id) {
             self.evaluator = None;
         }
@@ -240,7 +244,6 @@ impl Core {
             asked.remove(&id);
             digests.remove(&id);
         }
-        self.lose_parts_of(id, fx);
     }
 
     /// Back to the beginning: nobody who is a member is left.
@@ -282,13 +285,23 @@ impl Core {
             return;
         }
         let newest = self.durable.manifests.last().copied();
+        if newest.is_none() && !self.durable.corrupt.is_empty() {
+            // Starting over silently would be worse than stopping.
+            let text = format!(
+                "every checkpoint of this run is corrupt (of steps {:?}); bring one back and verify it, \
+                 or delete their folders to start over from the initial state",
+                self.durable.corrupt
+            );
+            self.fail(text, fx);
+            return;
+        }
         let step = newest.unwrap_or(0);
         self.requests += 1;
         let request = self.requests;
         let load = v1::LoadState {
             term: self.s.term,
             step,
-            manifest: newest.map(checkpoint::manifest_file).unwrap_or_default(),
+            manifest: newest.map(crate::stored::manifest_file).unwrap_or_default(),
             request,
         };
         self.send_all(&starters, down::Body::LoadState(load), fx);

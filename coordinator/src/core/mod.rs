@@ -17,6 +17,7 @@ mod planted;
 mod quarantine;
 mod receipt;
 mod report;
+mod retention;
 mod roster;
 mod speed;
 mod step;
@@ -29,8 +30,8 @@ use belfry_configs::Timeouts;
 use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
-use checkpoint::OpenCheckpoint;
-pub use checkpoint::{RECEIPTS_KEPT, manifest_file, without_lanes};
+use checkpoint::{Closing, OpenCheckpoint};
+pub use checkpoint::{RECEIPTS_KEPT, without_lanes};
 use hang::Told;
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
@@ -72,10 +73,8 @@ pub struct Settings {
     pub expected_workers: usize,
     /// Every time by which the run decides, before anything was measured.
     pub timeouts: Timeouts,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u64,
-    /// Parts of a checkpoint.
-    pub checkpoint_parts: u32,
+    /// When checkpoints are written, in how many parts, and which are kept.
+    pub checkpoint: belfry_configs::Checkpoint,
     /// Tree nodes a worker may hold.
     pub nodes_max: u32,
     /// Whether the run evaluates.
@@ -115,6 +114,8 @@ pub struct Durable {
     pub evaluations: BTreeMap<u64, v1::Evaluated>,
     /// Steps of checkpoints whose manifests exist.
     pub manifests: BTreeSet<u64>,
+    /// Steps of checkpoints that were found corrupt.
+    pub corrupt: BTreeSet<u64>,
 }
 
 /// Something happened.
@@ -167,6 +168,13 @@ pub enum Event {
         /// How it differs.
         how: String,
     },
+    /// A checkpoint was read again and is not what its manifest says.
+    CheckpointCorrupt {
+        /// Its step.
+        step: u64,
+        /// What is wrong, with files and places.
+        faults: Vec<String>,
+    },
     /// Finish the open step, write a checkpoint and end.
     Drain,
     /// Time passed.
@@ -212,6 +220,10 @@ pub enum Effect {
         /// Its parts, ascending.
         parts: Vec<v1::PartStored>,
     },
+    /// Delete the checkpoints of these steps.
+    Prune(Vec<u64>),
+    /// Keep what a checkpoint cost beside it.
+    StoreCost(u64, v1::CheckpointMade),
     /// Read these receipts from the ledger; answered by [`Event::ReceiptsRead`].
     ReadReceipts(Range<u64>),
     /// Keep an evaluation; what follows waits for it.
@@ -352,6 +364,14 @@ pub struct Core {
     evaluator: Option<u64>,
     exported: Option<v1::Exported>,
     checkpoint: Option<OpenCheckpoint>,
+    /// Checkpoints whose manifests are being written, by step.
+    closing: BTreeMap<u64, Closing>,
+    /// The checkpoint that became durable last, and what it cost.
+    made_last: Option<(u64, v1::CheckpointMade)>,
+    /// Snapshots of steps up to this one are needed no more.
+    checkpoints_closed: u64,
+    /// Checkpoints that were given up: their parts are to be deleted.
+    refuse: BTreeSet<u64>,
     /// Receipts that are not durable, and recent ones for watchers.
     receipts: BTreeMap<u64, v1::StepRecord>,
     /// Receipts below this step are durable.
@@ -402,6 +422,10 @@ impl Core {
             evaluator: None,
             exported: None,
             checkpoint: None,
+            closing: BTreeMap::new(),
+            made_last: None,
+            checkpoints_closed: 0,
+            refuse: BTreeSet::new(),
             receipts: BTreeMap::new(),
             receipts_durable,
             storing_receipts: false,
@@ -481,6 +505,9 @@ impl Core {
             | Event::StoreBack { .. }) => {
                 self.hear_store(now, event, &mut fx);
             }
+            Event::CheckpointCorrupt { step, faults } => {
+                self.checkpoint_corrupt(step, &faults, &mut fx);
+            }
             Event::Drain => self.drain(&mut fx),
             Event::Tick => {
                 self.silence(now, &mut fx);
@@ -527,7 +554,8 @@ impl Core {
         worker.last_seen = now;
         worker.last_said = report::name(&body);
         match body {
-            up::Body::Hello(_) | up::Body::Applied(_) => {}
+            up::Body::Hello(_) => {}
+            up::Body::Applied(applied) => self.learn_stall(&applied, fx),
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
             up::Body::Ready(ready) => self.take_ready(id, ready),
             up::Body::PeerTrouble(t) => {
@@ -546,7 +574,8 @@ impl Core {
             }
             up::Body::Unreadable(report) => self.take_unreadable(now, id, report, fx),
             up::Body::StateReady(ready) => self.state_ready(now, id, ready, fx),
-            up::Body::PartStored(part) => self.part_stored(part, fx),
+            up::Body::PartStored(part) => self.part_stored(id, part, fx),
+            up::Body::SnapshotHeld(held) => self.learn_snapshot(id, held, fx),
             up::Body::Evaluated(evaluated) => self.take_evaluated(now, id, evaluated, fx),
             up::Body::Exported(exported) => self.take_exported(id, exported, fx),
             up::Body::LinkId(link_id) => self.take_link_id(now, id, link_id, fx),

@@ -28,6 +28,7 @@ pub(super) fn name(body: &up::Body) -> &'static str {
         up::Body::PeerTrouble(_) => "peer trouble",
         up::Body::StateReady(_) => "state ready",
         up::Body::PartStored(_) => "part stored",
+        up::Body::SnapshotHeld(_) => "snapshot held",
         up::Body::Evaluated(_) => "evaluated",
         up::Body::Exported(_) => "exported",
         up::Body::Leaving(_) => "leaving",

@@ -227,6 +227,7 @@ impl Core {
         let text = format!("worker {id} has left");
         self.about(id, Reason::WorkerLeft, text, fx);
         self.remove_worker(id);
-        self.take_back(id, fx);
+        self.take_back(id);
+        self.lose_parts_of(id, fx);
     }
 }

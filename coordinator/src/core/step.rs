@@ -140,7 +140,8 @@ impl Core {
             let reason = text.clone();
             self.send(*id, down::Body::Refused(v1::Refused { reason }), fx);
             self.remove_worker(*id);
-            self.take_back(*id, fx);
+            self.take_back(*id);
+            self.lose_parts_of(*id, fx);
         }
         let text = format!("{text} and are removed");
         self.notice(Reason::WorkerExpelled, text, fx);
@@ -161,6 +162,7 @@ impl Core {
                 last: step + 1 == self.stop_at,
                 receipt: Some(receipt.clone()),
                 durable: self.receipts_durable,
+                closed: self.checkpoints_closed,
             })
         };
         let others = self.members.iter().filter(|id| !parts.contains_key(id));

@@ -2,6 +2,7 @@
 
 use super::*;
 
+mod checkpoint;
 mod quarantine;
 mod receipt;
 mod roster;
@@ -21,8 +22,11 @@ fn settings(workers: usize) -> Settings {
         skip_non_finite: false,
         expected_workers: workers,
         timeouts: Timeouts::new(std::time::Duration::from_secs(1)),
-        checkpoint_every: 10,
-        checkpoint_parts: 2,
+        checkpoint: belfry_configs::Checkpoint {
+            every_steps: 10,
+            parts: 2,
+            ..Default::default()
+        },
         nodes_max: 4,
         evaluates: false,
         links: LinkPolicy::Tcp,

@@ -14,7 +14,7 @@ mod s3;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -53,6 +53,17 @@ pub enum Created {
     Yes,
     /// It was there before.
     Exists,
+}
+
+/// An object as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Relative to the root.
+    pub key: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was put, by the store's clock.
+    pub modified: SystemTime,
 }
 
 /// A folder or a bucket's prefix.
@@ -132,8 +143,11 @@ impl Root {
         let folder = &location.shown;
         std::fs::create_dir_all(folder).map_err(|e| location.wrong(e.to_string()))?;
         let absolute = std::fs::canonicalize(folder).map_err(|e| location.wrong(e.to_string()))?;
+        // A file is written beside its place, synchronised and renamed: whatever dies, power included,
+        // an answered put is whole, and one that was not is not there.
         let store = LocalFileSystem::new_with_prefix(&absolute)
-            .map_err(|e| location.wrong(e.to_string()))?;
+            .map_err(|e| location.wrong(e.to_string()))?
+            .with_fsync(true);
         Ok(Root {
             store: Arc::new(store),
             scheme: Scheme::Folder,
@@ -255,6 +269,14 @@ impl Root {
     /// # Errors
     /// [`StoreError`].
     pub async fn list(&self, relative: &str) -> Result<Vec<(String, u64)>, StoreError> {
+        Ok(sizes(self.objects(relative).await?))
+    }
+
+    /// Objects below `relative`, sorted by key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn objects(&self, relative: &str) -> Result<Vec<Listed>, StoreError> {
         self.writable(relative)?;
         let listing = self.store.list(Some(&self.path(relative)));
         self.listed(relative, listing).await
@@ -273,25 +295,27 @@ impl Root {
         self.writable(relative)?;
         let (prefix, offset) = (self.path(relative), self.path(key));
         let listing = self.store.list_with_offset(Some(&prefix), &offset);
-        self.listed(relative, listing).await
+        Ok(sizes(self.listed(relative, listing).await?))
     }
 
     async fn listed(
         &self,
         relative: &str,
         listing: BoxStream<'static, object_store::Result<ObjectMeta>>,
-    ) -> Result<Vec<(String, u64)>, StoreError> {
+    ) -> Result<Vec<Listed>, StoreError> {
         let skip = self.prefix.as_ref().len() + usize::from(!self.prefix.as_ref().is_empty());
         let listing = listing.map_ok(|meta| {
             let key = meta.location.as_ref();
-            (key[skip.min(key.len())..].to_owned(), meta.size)
+            Listed {
+                key: key[skip.min(key.len())..].to_owned(),
+                bytes: meta.size,
+                modified: meta.last_modified.into(),
+            }
         });
-        let mut keys: Vec<(String, u64)> = listing
-            .try_collect()
-            .await
-            .map_err(|e| self.named(relative, e))?;
-        keys.sort();
-        Ok(keys)
+        let listed: Result<Vec<Listed>, _> = listing.try_collect().await;
+        let mut objects = listed.map_err(|e| self.named(relative, e))?;
+        objects.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(objects)
     }
 
     /// Whether the object is there.
@@ -305,6 +329,10 @@ impl Root {
             Err(e) => Err(self.named(relative, e)),
         }
     }
+}
+
+fn sizes(objects: Vec<Listed>) -> Vec<(String, u64)> {
+    objects.into_iter().map(|o| (o.key, o.bytes)).collect()
 }
 
 /// How long requests may take and how often they are tried again.

@@ -64,8 +64,11 @@ fn settings(workers: u64, lanes: u32) -> Settings {
         skip_non_finite: false,
         expected_workers: workers as usize,
         timeouts: Timeouts::new(Duration::from_secs(10)),
-        checkpoint_every: 1000,
-        checkpoint_parts: 16,
+        checkpoint: belfry_configs::Checkpoint {
+            every_steps: 1000,
+            parts: 16,
+            ..Default::default()
+        },
         nodes_max: 4,
         evaluates: false,
         links: LinkPolicy::Tcp,

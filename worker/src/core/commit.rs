@@ -56,6 +56,7 @@ impl Core {
         effects.push(Effect::Send(up::Body::Applied(v1::Applied {
             generation: self.generation,
             step,
+            ..Default::default()
         })));
         if self.last {
             self.membership = None;

@@ -178,7 +178,7 @@ fn commits_pause_while_receipts_lag() {
     let mut s = settings(1);
     // So many lanes that a message holds few receipts.
     (s.lanes, s.steps_total) = (1 << 17, 40);
-    (s.checkpoint_every, s.horizon_steps) = (100, 100);
+    (s.checkpoint.every_steps, s.horizon_steps) = (100, 100);
     s.nodes_max = 64;
     let mut core = training_as(s, Durable::default());
     let mut committed = 0;

@@ -1,0 +1,110 @@
+//! Which checkpoints are kept: a pure function of what there is, of the run's settings and of its
+//! evaluations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use belfry_configs::Checkpoint;
+use belfry_proto::v1;
+
+/// The steps of `usable` that are kept: the last `keep_last` (0: all), every multiple of
+/// `keep_every_steps`, and the best by `keep_best`. The newest always is.
+pub fn kept(
+    usable: &BTreeSet<u64>,
+    settings: &Checkpoint,
+    evaluations: &BTreeMap<u64, v1::Evaluated>,
+) -> BTreeSet<u64> {
+    let last = match settings.keep_last {
+        0 => usable.len(),
+        last => last as usize,
+    };
+    let mut kept: BTreeSet<u64> = usable.iter().rev().take(last).copied().collect();
+    if settings.keep_every_steps > 0 {
+        let multiple = |step: &&u64| step.is_multiple_of(settings.keep_every_steps);
+        kept.extend(usable.iter().filter(multiple));
+    }
+    if let Some(best) = &settings.keep_best {
+        let judged = usable.iter().filter_map(|step| {
+            let score = score(evaluations.get(step)?, best.metric);
+            (!score.is_nan()).then_some((score, *step))
+        });
+        let mut judged: Vec<(f64, u64)> = judged.collect();
+        // Of equals the newer.
+        judged.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
+        kept.extend(
+            judged
+                .iter()
+                .take(best.count as usize)
+                .map(|(_, step)| step),
+        );
+    }
+    kept
+}
+
+/// Greater is better.
+fn score(evaluated: &v1::Evaluated, metric: belfry_configs::Metric) -> f64 {
+    use belfry_configs::Metric;
+    match metric {
+        Metric::MlmLoss => -evaluated.mlm_loss,
+        Metric::MlmAccuracy => evaluated.mlm_accuracy,
+        Metric::ItmLoss => -evaluated.itm_loss,
+        Metric::ItmAccuracy => evaluated.itm_accuracy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use belfry_configs::{KeepBest, Metric};
+
+    fn settings(keep_last: u32, keep_every_steps: u64, best: Option<(u32, Metric)>) -> Checkpoint {
+        Checkpoint {
+            keep_last,
+            keep_every_steps,
+            keep_best: best.map(|(count, metric)| KeepBest { count, metric }),
+            ..Checkpoint::default()
+        }
+    }
+
+    fn kept_of(steps: &[u64], settings: &Checkpoint) -> Vec<u64> {
+        let evaluated = |(step, itm_accuracy, mlm_loss): (u64, f64, f64)| {
+            let evaluated = v1::Evaluated {
+                step,
+                itm_accuracy,
+                mlm_loss,
+                ..Default::default()
+            };
+            (step, evaluated)
+        };
+        let evaluations = [
+            (10, 0.9, 3.0),
+            (20, 0.9, f64::NAN),
+            (30, 0.5, 1.0),
+            (35, 1.0, 0.1),
+        ];
+        let evaluations = evaluations.into_iter().map(evaluated).collect();
+        let steps = steps.iter().copied().collect();
+        kept(&steps, settings, &evaluations).into_iter().collect()
+    }
+
+    #[test]
+    fn the_last_the_multiples_and_the_best_are_kept() {
+        let all = [10, 20, 30, 40, 50];
+        assert_eq!(kept_of(&all, &settings(0, 0, None)), all);
+        assert_eq!(kept_of(&all, &settings(2, 0, None)), [40, 50]);
+        assert_eq!(kept_of(&all, &settings(9, 0, None)), all);
+        assert_eq!(kept_of(&all, &settings(1, 20, None)), [20, 40, 50]);
+        let best = |count, metric| kept_of(&all, &settings(1, 0, Some((count, metric))));
+        assert_eq!(
+            best(1, Metric::ItmAccuracy),
+            [20, 50],
+            "the newer of equals"
+        );
+        assert_eq!(best(2, Metric::ItmAccuracy), [10, 20, 50]);
+        assert_eq!(
+            best(2, Metric::MlmLoss),
+            [10, 30, 50],
+            "no loss that is no number"
+        );
+        assert_eq!(kept_of(&[], &settings(1, 1, None)), [0; 0]);
+    }
+}
