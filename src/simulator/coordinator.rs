@@ -22,6 +22,7 @@ impl World {
             checkpoint_every: self.sizes.checkpoint_every,
             checkpoint_parts: self.sizes.parts,
             nodes_max: 4,
+            audit_every: self.sizes.audit_every,
             evaluates: true,
             links: self.sizes.links,
             quarantine_shards_max: self.sizes.quarantine_shards_max,

@@ -208,6 +208,31 @@ impl World {
                 };
                 self.after(done - self.now, Happening::Worker(worker, life, event));
             }
+            E::DigestLane {
+                attempt,
+                gradient,
+                seconds,
+            } => {
+                let gradient = gradient
+                    .read()
+                    .expect("simulated gradients are on the host");
+                let event = work::Event::LaneDigest {
+                    attempt,
+                    digest: Ok(digest(&gradient)),
+                    seconds,
+                };
+                let delay = 1 + self.below(5);
+                self.after(delay, Happening::Worker(worker, life, event));
+            }
+            E::DigestState { step } => {
+                let event = work::Event::StateDigest {
+                    step,
+                    digest: Some(state_digest(self.held(worker, step))),
+                    seconds: 0.001,
+                };
+                let delay = 1 + self.below(20);
+                self.after(delay, Happening::Worker(worker, life, event));
+            }
             E::Prefetch { .. } | E::Stage { .. } | E::Unstage | E::Measured { .. } => {}
             E::MakeId { generation } => self.make_id(worker, generation),
             E::Reduce(exchange) => self.join(worker, exchange),
@@ -307,13 +332,25 @@ impl World {
         };
         if sources.is_some_and(|sources| !sources.iter().any(source)) {
             let error = "no source left".to_owned();
-            self.tell_worker(worker, work::Event::StateFailed { step, error });
+            let copied = work::Copied::default();
+            let failed = work::Event::StateFailed {
+                step,
+                error,
+                copied,
+            };
+            self.tell_worker(worker, failed);
             return;
         }
         let state = self.reference[step as usize].0;
         self.workers[worker].state = Some(state);
         let digest = state_digest(state);
-        self.tell_worker(worker, work::Event::StateArrived { step, digest });
+        let copied = work::Copied::default();
+        let arrived = work::Event::StateArrived {
+            step,
+            digest,
+            copied,
+        };
+        self.tell_worker(worker, arrived);
     }
 
     /// Ids take their time, fail, or are lost with the process that makes them.
@@ -365,6 +402,7 @@ impl World {
             let joined: Vec<(usize, (usize, u64))> =
                 exchange.joined.iter().map(|(r, w)| (*r, *w)).collect();
             let members = exchange.members.clone();
+            let parts = exchange.parts.clone();
             for (rank, (worker, life)) in joined {
                 let shards_read = &self.workers[worker].shards_read;
                 let lanes = members[rank].1.iter().flat_map(|n| n.start..n.end);
@@ -377,6 +415,12 @@ impl World {
                     },
                     false => work::LateReports::default(),
                 };
+                let own = members[rank].1.iter();
+                let digests = work::Digests {
+                    nodes: own.map(|n| (*n, digest(&parts[n]).0 as u64)).collect(),
+                    sum_parts: Vec::new(),
+                    state: Some(state_digest(self.held(worker, id.1))),
+                };
                 let event = work::Event::Reduced {
                     generation: id.0,
                     step: id.1,
@@ -384,6 +428,7 @@ impl World {
                     sum: sum.clone(),
                     finite: true,
                     late,
+                    digests,
                 };
                 let delay = 1 + self.below(40);
                 self.after(delay, Happening::Worker(worker, life, event));

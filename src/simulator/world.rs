@@ -29,6 +29,8 @@ pub struct Sizes {
     pub lacks_links: bool,
     pub quarantine_shards_max: u32,
     pub horizon_steps: u64,
+    /// Steps between lane audits; 0: none.
+    pub audit_every: u64,
 }
 
 impl Sizes {

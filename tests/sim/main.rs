@@ -32,6 +32,7 @@ fn world(seed: u64) -> World {
             lacks_links: false,
             quarantine_shards_max: 0,
             horizon_steps: 64,
+            audit_every: 0,
         },
     );
     let sizes = Sizes {
@@ -51,6 +52,7 @@ fn world(seed: u64) -> World {
         lacks_links: world.below(4) == 0,
         quarantine_shards_max: world.below(4) as u32,
         horizon_steps: 1 + world.below(6),
+        audit_every: world.below(4),
     };
     let mut world = World::new(seed.wrapping_mul(31) + 7, sizes);
     for _ in 0..world.below(9) {
@@ -143,6 +145,7 @@ fn an_undisturbed_run_does_nothing_twice() {
             lacks_links: false,
             quarantine_shards_max: 0,
             horizon_steps: 64,
+            audit_every: 0,
         };
         let mut world = World::new(workers as u64, sizes);
         assert!(world.run(PATIENCE_MS), "the run did not end");

@@ -9,6 +9,7 @@
 pub mod checkpoint;
 pub mod core;
 mod device;
+mod digests;
 mod error;
 mod export;
 mod fingerprint;
@@ -22,6 +23,7 @@ pub mod optimizer;
 mod optimizer_kernel;
 mod optimizer_on_device;
 pub mod partials;
+mod progress;
 mod pulse;
 mod session;
 mod staging;

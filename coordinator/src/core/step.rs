@@ -6,19 +6,10 @@ use super::*;
 const TROUBLES_MAX: u32 = 3;
 
 impl Core {
-    pub(super) fn take_ready(&mut self, id: u64, ready: v1::Ready) {
-        let fenced = ready.term == self.s.term
-            && ready.generation == self.generation
-            && ready.step == self.committed;
-        if fenced && self.phase == Phase::Training && self.is_member(id) {
-            if let Some(worker) = self.workers.get_mut(&id) {
-                worker.pending_digest = Digest::from_bytes(&ready.sum_digest);
-            }
-            self.ready.insert(id, ready);
-        }
-    }
-
     pub(super) fn advance_training(&mut self, now: Millis, fx: &mut Vec<Effect>) {
+        if self.settle_copies(now, fx) {
+            return;
+        }
         let member = |id: &u64| self.is_member(*id);
         // Somebody holds the open step's state and is no member yet, or a member leaves.
         let joins = self
@@ -30,7 +21,7 @@ impl Core {
                 .workers
                 .iter()
                 .any(|(id, w)| w.leaving && member(id) && self.members.len() > 1);
-        if joins || leaves {
+        if joins || leaves || self.recompute {
             self.open_generation(now, fx);
             return;
         }
@@ -78,12 +69,7 @@ impl Core {
     /// All are ready: the same bits are committed, other bits are named.
     fn agree(&mut self, now: Millis, fx: &mut Vec<Effect>) {
         let step = self.committed;
-        let mut camps: BTreeMap<Vec<u8>, Vec<u64>> = BTreeMap::new();
-        for (id, ready) in &self.ready {
-            camps.entry(ready.sum_digest.clone()).or_default().push(*id);
-        }
-        if camps.len() > 1 {
-            self.expel_minority(now, &camps, fx);
+        if !self.digests_agree(now, fx) {
             return;
         }
         if let Some((id, _)) = self.ready.iter().find(|(_, r)| !r.finite) {
@@ -94,36 +80,13 @@ impl Core {
             self.fail(text, fx);
             return;
         }
+        if !self.audit_allows(now, fx) {
+            return;
+        }
         let mut copying = self.workers.values().filter_map(|w| w.copying);
         if !copying.any(|c| c.step == step && now < c.until) && self.store_allows_commit() {
             self.commit(now, fx);
         }
-    }
-
-    fn expel_minority(
-        &mut self,
-        now: Millis,
-        camps: &BTreeMap<Vec<u8>, Vec<u64>>,
-        fx: &mut Vec<Effect>,
-    ) {
-        let step = self.committed;
-        let half = self.ready.len() / 2;
-        let small = camps.values().filter(|ids| ids.len() <= half);
-        let minority: Vec<u64> = small.flatten().copied().collect();
-        let text = format!("step {step}: workers {minority:?} reduced other bits");
-        if minority.len() == self.ready.len() {
-            self.fail(format!("{text}, and no majority tells who is right"), fx);
-            return;
-        }
-        for id in &minority {
-            let reason = text.clone();
-            self.send(*id, down::Body::Refused(v1::Refused { reason }), fx);
-            self.remove_worker(*id);
-            self.take_back(*id, fx);
-        }
-        let text = format!("{text} and are removed");
-        self.notice(Reason::WorkerExpelled, text, fx);
-        self.open_generation(now, fx);
     }
 
     fn commit(&mut self, now: Millis, fx: &mut Vec<Effect>) {
@@ -141,6 +104,11 @@ impl Core {
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
         let mut parts = self.snapshot_parts(step + 1, fx);
         let last = step + 1 == self.s.steps_total;
+        let audit = if last {
+            None
+        } else {
+            self.plan_audit(now, step + 1)
+        };
         let commit = |snapshot_parts| {
             down::Body::Commit(v1::Commit {
                 term: self.s.term,
@@ -151,6 +119,7 @@ impl Core {
                 last,
                 receipt: Some(receipt.clone()),
                 durable: self.receipts_durable,
+                audit,
             })
         };
         let (storing, others): (Vec<u64>, Vec<u64>) =
@@ -164,6 +133,7 @@ impl Core {
         self.decided = self.decided.max(self.committed);
         self.committed_digest = Digest::from_bytes(&digest);
         self.ready.clear();
+        self.evidence = Evidence::default();
         self.troubles = 0;
         self.links_work();
         self.measure_step(now);

@@ -4,6 +4,7 @@
 //! float is added along the canonical lane tree, so the result's bits do not depend on the number
 //! of workers or on who holds what. Knows nothing of models, lanes' contents or the coordinator.
 
+pub mod digest;
 mod endpoint;
 mod error;
 mod exchange;
@@ -22,5 +23,5 @@ pub use endpoint::{Endpoint, Limits};
 pub use error::{CollectiveError, Reaction};
 pub use floats::{DeviceFloats, DeviceOwner, Floats, Length};
 pub use plan::{Member, Reduce, Reduced};
-pub use state_copy::StateSource;
+pub use state_copy::{Copied, StateSource};
 pub use transport::{DeviceLinks, Reducing, SumOrder, Transport, Wire};
