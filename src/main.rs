@@ -5,6 +5,7 @@ mod bench;
 mod files;
 mod inspect;
 mod plan;
+mod rehearse;
 mod roles;
 mod run;
 mod size;
@@ -72,6 +73,11 @@ enum Command {
     ///
     /// Example: belfry plan configs/pretrain-4m.toml --workers 16,32,64 --step-seconds 3.1@16
     Plan(plan::PlanArguments),
+    /// Run the run's coordinator and workers through simulated failures: goodput, stalls, checkpoint
+    /// traffic and what the store costs, before money is spent.
+    ///
+    /// Example: belfry rehearse configs/pretrain-4m.toml --workers 64 --mtbf 10m --hours 24
+    Rehearse(rehearse::RehearseArguments),
     /// Print the resolved configuration and its hash, and check it.
     Config {
         /// The run file.
@@ -86,6 +92,8 @@ enum Command {
 const NOT_PROVED: u8 = 1;
 /// Exit code of an error that starting again does not mend.
 const FATAL: u8 = 2;
+/// Exit code of a process that ends because another goes on, or may.
+const ASIDE: u8 = 3;
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
@@ -125,6 +133,9 @@ async fn run(command: Command) -> ExitCode {
         },
         Command::Bench { bench } => bench::run(bench).await,
         Command::Plan(arguments) => plan::plan(arguments).await,
+        Command::Rehearse(arguments) => {
+            tokio::task::block_in_place(|| rehearse::rehearse(&arguments))
+        }
         Command::Model(arguments) => size::print(&arguments),
         Command::Config { config, settings } => print_config(&config, &settings),
     };
@@ -132,7 +143,8 @@ async fn run(command: Command) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", told(&error));
-            ExitCode::from(FATAL)
+            let aside = error.is::<roles::Aside>();
+            ExitCode::from(if aside { ASIDE } else { FATAL })
         }
     }
 }

@@ -5,6 +5,7 @@
 //! harms nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use belfry_proto::v1;
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use shard_tools::store::{Created, Root, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::core::{Durable, Event, manifest_file, without_lanes};
+use crate::core::{Durable, Event, RECEIPTS_KEPT, manifest_file, without_lanes};
 use crate::error::CoordinatorError;
 use crate::journal::{self, Entry};
 use crate::persist::{Persist, Told};
@@ -33,6 +34,8 @@ pub enum Job {
     Checkpoint(u64, Vec<v1::StepRecord>, Vec<v1::PartStored>),
     /// An evaluation.
     Evaluation(v1::Evaluated),
+    /// Nothing to write: receipts of these steps are wanted.
+    Read(Range<u64>),
 }
 
 /// Starts the writing task; it ends when the sender is dropped and all is written.
@@ -50,6 +53,10 @@ pub fn open(
     };
     let task = tokio::spawn(async move {
         while let Some(job) = queue.recv().await {
+            if let Job::Read(steps) = job {
+                persist.tell(archive.receipts(&persist, steps).await).await;
+                continue;
+            }
             let what = named(&job);
             let told = match persist.until_done(&what, || archive.write(&job)).await {
                 Ok(None) => match durable(&job) {
@@ -70,6 +77,7 @@ fn named(job: &Job) -> String {
         Job::Receipts(_) => "the ledger".into(),
         Job::Checkpoint(step, ..) => format!("the checkpoint of step {step}"),
         Job::Evaluation(evaluated) => format!("the evaluation of step {}", evaluated.step),
+        Job::Read(_) => "the ledger's receipts".into(),
     }
 }
 
@@ -80,7 +88,7 @@ fn durable(job: &Job) -> Option<Event> {
             below: last.step + 1,
         }),
         Job::Checkpoint(step, ..) => Some(Event::CheckpointDurable { step: *step }),
-        Job::Evaluation(_) => None,
+        Job::Evaluation(_) | Job::Read(_) => None,
     }
 }
 
@@ -92,6 +100,17 @@ struct Archive {
 }
 
 impl Archive {
+    async fn receipts(&self, persist: &Persist, steps: Range<u64>) -> Told {
+        let read = || read_receipts(&self.root, steps.clone());
+        match persist.until_done("reading the ledger", read).await {
+            Ok(receipts) => Told::Event(Event::ReceiptsRead {
+                from: steps.start,
+                receipts,
+            }),
+            Err(error) => Told::End(error),
+        }
+    }
+
     /// Says what differs from what stands there. Whoever leads no more writes nothing: what it would
     /// write late is the same bits, but a choice made since may stand beside it.
     async fn write(&self, job: &Job) -> Result<Option<String>, CoordinatorError> {
@@ -103,6 +122,7 @@ impl Archive {
                 put_checkpoint(root, &self.run_id, *step, receipts, parts).await
             }
             Job::Evaluation(evaluated) => put_evaluation(root, evaluated).await,
+            Job::Read(_) => Ok(None),
         };
         written.map_err(|e| CoordinatorError::store(format!("cannot write {}", named(job)), e))
     }
@@ -211,6 +231,10 @@ pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorEr
             .map_err(|reason| CoordinatorError::Corrupt { file, reason })?;
         evaluations.insert(evaluated.step, evaluated);
     }
+    // Steps before the newest checkpoint are not computed again, unless it cannot be loaded.
+    let newest = manifests.last().copied().unwrap_or(0);
+    let receipts_from = newest.saturating_sub(RECEIPTS_KEPT);
+    let receipts = read_receipts(root, receipts_from..u64::MAX).await?;
     let quarantine = journal.quarantine.iter().cloned().map(v1::Shard::from);
     Ok(Durable {
         entry: journal.seq,
@@ -220,10 +244,18 @@ pub async fn read(root: &Root, journal: &Entry) -> Result<Durable, CoordinatorEr
         members: journal.members.clone(),
         quarantine: quarantine.collect(),
         data: identity::read(root).await?,
-        receipts: ledger::read(root, |receipt| without_lanes(&receipt)).await?,
+        receipts,
+        receipts_from,
         evaluations,
         manifests,
     })
+}
+
+async fn read_receipts(
+    root: &Root,
+    steps: Range<u64>,
+) -> Result<BTreeMap<u64, v1::StepRecord>, CoordinatorError> {
+    ledger::read(root, steps, |receipt| without_lanes(&receipt)).await
 }
 
 fn parse_evaluation(bytes: &[u8]) -> Result<v1::Evaluated, String> {
@@ -239,4 +271,44 @@ fn parse_evaluation(bytes: &[u8]) -> Result<v1::Evaluated, String> {
         pairs: count("pairs")?,
         error: String::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A hundred thousand steps of 64 lanes, a checkpoint every thousand: what a start reads does not
+    /// grow with the run.
+    #[tokio::test]
+    async fn a_start_reads_what_it_needs_of_a_long_run() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = Root::open(&folder.path().display().to_string()).expect("opens");
+        let receipt = |step| v1::StepRecord {
+            step,
+            sum_digest: format!("{step:032x}"),
+            lane_digests: vec![7; 64 * 8],
+            ..Default::default()
+        };
+        for step in (1_000..=100_000).step_by(1_000) {
+            let receipts: Vec<_> = (step - 1_000..step).map(receipt).collect();
+            ledger::append(&root, &receipts).await.expect("writes");
+            let manifest = manifest_file(step);
+            root.put(&manifest, Bytes::from("{}"))
+                .await
+                .expect("writes");
+        }
+        let begun = Instant::now();
+        let durable = read(&root, &Entry::default()).await.expect("reads");
+        let needed = begun.elapsed();
+        assert_eq!(durable.receipts_from, 100_000 - RECEIPTS_KEPT);
+        assert_eq!(durable.receipts.len() as u64, RECEIPTS_KEPT);
+        let begun = Instant::now();
+        let all = read_receipts(&root, 0..u64::MAX).await.expect("reads");
+        let whole = begun.elapsed();
+        assert_eq!(all.len(), 100_000);
+        println!("start at step 100,000: {needed:.2?} for the end, {whole:.2?} for all receipts");
+        assert!(needed < whole / 4, "{needed:?} against {whole:?}");
+    }
 }

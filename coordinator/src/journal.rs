@@ -1,90 +1,49 @@
 //! Leadership and journal: numbered entries created if absent (DESIGN 6).
 
-use belfry_proto::v1;
+pub use belfry_proto::journal::{Closed, Entry, Quarantined};
+use belfry_proto::journal::{FOLDER, file, is_entry};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use shard_tools::store::{Created, Root};
+use shard_tools::store::{Created, Root, StoreError};
 
+use crate::candidate::Candidate;
 use crate::error::CoordinatorError;
 
-/// The journal's folder, relative to the run's root.
-const FOLDER: &str = "journal";
 /// Entries that stay: a quarter of an hour of renewals, for people, and one page of a listing.
 const KEPT: usize = 1000;
 /// Entries that one pruning removes: a run of an earlier version may hold very many.
 const PRUNED_MAX: usize = 5000;
-
-/// One entry. Who creates an entry leads from there on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Number of the entry; its file's name.
-    pub seq: u64,
-    /// Leadership.
-    pub term: u64,
-    /// Tells an own entry whose answer was lost from another's.
-    pub nonce: u64,
-    /// Where the leader listens.
-    pub address: String,
-    /// Highest generation announced.
-    pub generation: u64,
-    /// Updates below this one count as committed.
-    pub committed: u64,
-    /// No update at or beyond this one is committed before the next entry.
-    #[serde(default)]
-    pub horizon: u64,
-    /// Members of the generation.
-    pub members: Vec<u64>,
-    /// All shards under quarantine, each from its step on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub quarantine: Vec<Quarantined>,
-}
-
-/// A shard under quarantine, as files say it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Quarantined {
-    /// Place in `data.train`.
-    pub dataset: u32,
-    /// Place in the dataset's manifest.
-    pub shard: u32,
-    /// Name in the manifest.
-    pub file: String,
-    /// The first step that does without it.
-    pub from_step: u64,
-}
-
-impl From<v1::Shard> for Quarantined {
-    fn from(s: v1::Shard) -> Self {
-        Quarantined {
-            dataset: s.dataset,
-            shard: s.shard,
-            file: s.file,
-            from_step: s.from_step,
-        }
-    }
-}
-
-impl From<Quarantined> for v1::Shard {
-    fn from(s: Quarantined) -> Self {
-        v1::Shard {
-            dataset: s.dataset,
-            shard: s.shard,
-            file: s.file,
-            from_step: s.from_step,
-        }
-    }
-}
 
 /// The newest entry of a run's journal; `None` for a run that nobody led.
 ///
 /// # Errors
 /// [`CoordinatorError`], naming the file.
 pub async fn newest(root: &Root) -> Result<Option<Entry>, CoordinatorError> {
+    match files(root).await?.last() {
+        Some(newest) => Ok(Some(read(root, newest).await?)),
+        None => Ok(None),
+    }
+}
+
+/// The entries' files, ascending.
+async fn files(root: &Root) -> Result<Vec<String>, CoordinatorError> {
     let listed = root.list(FOLDER).await;
     let listed = listed.map_err(|e| CoordinatorError::store("cannot list the journal", e))?;
-    match listed.last() {
-        Some((newest, _)) => Ok(Some(read(root, newest).await?)),
-        None => Ok(None),
+    let files = listed.into_iter().map(|(file, _)| file);
+    Ok(files.filter(|file| is_entry(file)).collect())
+}
+
+/// The entry behind the one of this number, if it is written: one small request.
+///
+/// # Errors
+/// [`CoordinatorError`], naming the file.
+pub async fn after(root: &Root, seq: u64) -> Result<Option<Entry>, CoordinatorError> {
+    match read(root, &file(seq + 1)).await {
+        Ok(entry) => Ok(Some(entry)),
+        Err(CoordinatorError::Store {
+            source: StoreError::NotFound { .. },
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -94,33 +53,25 @@ pub struct Journal {
     last: Entry,
 }
 
-fn file(seq: u64) -> String {
-    format!("{FOLDER}/{seq:012}.json")
-}
-
 impl Journal {
-    /// Reads the newest entry and takes the leadership with the next one.
+    /// Takes the leadership with the entry behind `before`; may be repeated.
     ///
     /// # Errors
     /// [`CoordinatorError`] when the root fails or another coordinator is faster.
-    pub async fn lead(root: &Root, address: String, nonce: u64) -> Result<Self, CoordinatorError> {
-        let first = Entry {
-            seq: 0,
-            term: 0,
-            nonce,
-            address: String::new(),
-            generation: 0,
-            committed: 0,
-            horizon: 0,
-            members: Vec::new(),
-            quarantine: Vec::new(),
-        };
-        let before = newest(root).await?.unwrap_or(first);
+    pub async fn succeed(
+        root: &Root,
+        before: Option<Entry>,
+        candidate: &Candidate,
+        nonce: u64,
+    ) -> Result<Self, CoordinatorError> {
+        let before = before.unwrap_or_default();
         let last = Entry {
             seq: before.seq + 1,
             term: before.term + 1,
             nonce,
-            address,
+            address: candidate.address.clone(),
+            name: candidate.name.clone(),
+            closed: None,
             ..before
         };
         put(root, &last).await?;
@@ -160,7 +111,7 @@ impl Journal {
 /// that its place is empty again.
 pub async fn put(root: &Root, entry: &Entry) -> Result<(), CoordinatorError> {
     let name = file(entry.seq);
-    let text = Bytes::from(serde_json::to_vec(entry).expect("plain data"));
+    let text = Bytes::from(entry.to_bytes());
     match root.create(&name, text).await {
         Ok(Created::Yes) => {}
         // A lost answer or a lost race: what stands there tells.
@@ -215,10 +166,9 @@ pub async fn check_leads(root: &Root, leader: &Entry) -> Result<(), CoordinatorE
 /// # Errors
 /// [`CoordinatorError::Store`]; what was not removed goes the next time.
 pub async fn prune(root: &Root) -> Result<(), CoordinatorError> {
-    let listed = root.list(FOLDER).await;
-    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the journal", e))?;
-    let old = listed.len().saturating_sub(KEPT).min(PRUNED_MAX);
-    for (file, _) in &listed[..old] {
+    let files = files(root).await?;
+    let old = files.len().saturating_sub(KEPT).min(PRUNED_MAX);
+    for file in &files[..old] {
         let removed = root.delete(file).await;
         removed.map_err(|e| CoordinatorError::store(format!("cannot remove {file}"), e))?;
     }
@@ -239,10 +189,20 @@ async fn read(root: &Root, file: &str) -> Result<Entry, CoordinatorError> {
 mod tests {
     use super::*;
 
+    async fn lead(root: &Root, address: &str, nonce: u64) -> Journal {
+        let candidate = Candidate {
+            address: address.into(),
+            ..Default::default()
+        };
+        let before = newest(root).await.expect("reads");
+        let led = Journal::succeed(root, before, &candidate, nonce).await;
+        led.expect("leads")
+    }
+
     #[tokio::test]
     async fn of_two_coordinators_one_leads() {
         let root = Root::open("memory://").expect("opens");
-        let mut old = Journal::lead(&root, "a:1".into(), 1).await.expect("leads");
+        let mut old = lead(&root, "a:1", 1).await;
         let entry = |journal: &Journal, generation, committed| Entry {
             generation,
             committed,
@@ -254,9 +214,7 @@ mod tests {
         put(&root, &first).await.expect("alone");
         put(&root, &first).await.expect("again harms nothing");
         old.settled(first);
-        let new = Journal::lead(&root, "b:2".into(), 2)
-            .await
-            .expect("succeeds");
+        let new = lead(&root, "b:2", 2).await;
         assert_eq!((new.last().term, new.last().generation), (2, 1));
         assert_eq!(
             new.last().quarantine,
@@ -276,10 +234,8 @@ mod tests {
     #[tokio::test]
     async fn who_slept_through_a_pruning_is_superseded_too() {
         let root = Root::open("memory://").expect("opens");
-        let old = Journal::lead(&root, "a:1".into(), 1).await.expect("leads");
-        let mut new = Journal::lead(&root, "b:2".into(), 2)
-            .await
-            .expect("succeeds");
+        let old = lead(&root, "a:1", 1).await;
+        let mut new = lead(&root, "b:2", 2).await;
         for _ in 0..KEPT + 10 {
             let next = new.next();
             put(&root, &next).await.expect("leads");

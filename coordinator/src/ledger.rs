@@ -5,6 +5,7 @@
 //! digest of its pair ids.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use belfry_proto::v1;
 use bytes::Bytes;
@@ -17,6 +18,8 @@ use crate::journal::Quarantined;
 
 /// The ledger's folder, relative to the run's root.
 pub const FOLDER: &str = "ledger";
+/// More steps than one file holds: commits pause long before so many receipts wait.
+const FILE_STEPS_MAX: u64 = 1 << 13;
 
 /// A receipt's figures, as the ledger's line, the metrics and the result say them.
 pub fn to_json(r: &v1::StepRecord) -> Value {
@@ -148,22 +151,41 @@ pub fn first_step(file: &str) -> Option<u64> {
         .ok()
 }
 
-/// All receipts, by step, as `keep` leaves them.
+/// The last step of a file of the ledger, by its name.
+fn last_step(file: &str) -> Option<u64> {
+    let steps = file.strip_suffix(".jsonl")?;
+    steps.rsplit_once('-')?.1.parse().ok()
+}
+
+/// Receipts of these steps, as `keep` leaves them, from only the files that hold them: a start reads
+/// the ledger's end, however long it is.
 ///
 /// # Errors
 /// [`CoordinatorError`], naming the file.
 pub async fn read(
     root: &Root,
+    steps: Range<u64>,
     keep: impl Fn(v1::StepRecord) -> v1::StepRecord,
 ) -> Result<BTreeMap<u64, v1::StepRecord>, CoordinatorError> {
+    let before = steps.start.saturating_sub(FILE_STEPS_MAX);
+    let listed = root
+        .list_after(FOLDER, &format!("{FOLDER}/{before:09}"))
+        .await;
+    let listed = listed.map_err(|e| CoordinatorError::store("cannot list the ledger", e))?;
     let mut all = BTreeMap::new();
-    for file in files(root).await? {
+    for (file, _) in listed {
+        let ends_before = last_step(&file).is_some_and(|last| last < steps.start);
+        if ends_before || first_step(&file).is_some_and(|first| first >= steps.end) {
+            continue;
+        }
         for receipt in receipts(root, &file).await? {
             let receipt = receipt.map_err(|reason| CoordinatorError::Corrupt {
                 file: file.clone(),
                 reason,
             })?;
-            all.insert(receipt.step, keep(receipt));
+            if steps.contains(&receipt.step) {
+                all.insert(receipt.step, keep(receipt));
+            }
         }
     }
     Ok(all)
@@ -222,11 +244,38 @@ mod tests {
         let both = [receipt(3, "a"), second];
         assert_eq!(append(&root, &both).await.expect("writes"), None);
         assert_eq!(append(&root, &both).await.expect("is equal"), None);
-        let found = read(&root, |r| r).await.expect("reads");
+        let found = read(&root, 0..9, |r| r).await.expect("reads");
         assert_eq!(found.into_values().collect::<Vec<_>>(), both);
         let other = append(&root, &[receipt(3, "x"), receipt(4, "b")]).await;
         let told = other.expect("answers").expect("differs");
         assert!(told.contains("ledger/000000003-000000004.jsonl"), "{told}");
+    }
+
+    /// Twenty thousand steps in files of ten; what is asked for lies across two of them.
+    #[tokio::test]
+    async fn a_start_reads_only_the_end_of_a_long_ledger() {
+        let root = Root::open("memory://").expect("opens");
+        for first in (0..20_000).step_by(10) {
+            let file: Vec<_> = (first..first + 10).map(|s| receipt(s, "a")).collect();
+            append(&root, &file).await.expect("writes");
+        }
+        let broken = Bytes::from_static(b"no receipt\n");
+        let far = format!("{FOLDER}/000000990-000000999.jsonl");
+        root.put(&far, broken.clone()).await.expect("writes");
+        let near = format!("{FOLDER}/000019970-000019979.jsonl");
+        root.put(&near, broken).await.expect("writes");
+        let steps = |found: BTreeMap<u64, _>| found.into_keys().collect::<Vec<_>>();
+        let found = read(&root, 19_985..19_995, |r| r)
+            .await
+            .expect("reads no more");
+        assert_eq!(steps(found), (19_985..19_995).collect::<Vec<_>>());
+        let found = read(&root, 19_960..19_970, |r| r)
+            .await
+            .expect("nor behind it");
+        assert_eq!(steps(found), (19_960..19_970).collect::<Vec<_>>());
+        let refused = read(&root, 19_979..u64::MAX, |r| r).await;
+        let refused = refused.expect_err("is broken").to_string();
+        assert!(refused.contains("000019970-000019979.jsonl"), "{refused}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! tensors and never sees a gradient.
 
 mod archive;
+mod candidate;
 pub mod core;
 mod error;
 pub mod identity;
@@ -17,5 +18,6 @@ mod shell;
 mod writer;
 
 pub use archive::{RESULT_FILE, checkpoints};
+pub use candidate::{Candidacy, Candidate, lead};
 pub use error::CoordinatorError;
 pub use shell::{Outcome, ServeOptions, run_id, serve};

@@ -69,8 +69,11 @@ pub fn is_barrier(effect: &Effect) -> bool {
 /// That the store is away must be heard while it is; so must what the run waits for. Neither tells
 /// of a decision that is not written.
 fn passes_by(effect: &Effect) -> bool {
-    let Effect::Emit(event) = effect else {
-        return false;
+    let event = match effect {
+        // Who leads no more waits for no write.
+        Effect::StepDown { .. } => return true,
+        Effect::Emit(event) => event,
+        _ => return false,
     };
     match event.reason() {
         Reason::StoreUnavailable | Reason::StoreBack => true,

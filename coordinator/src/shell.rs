@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use belfry_configs::{Timeouts, Transport, ValidConfig};
 use belfry_proto::v1::coordinator_server::CoordinatorServer;
@@ -18,7 +18,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::archive::{self, Job};
 use crate::core::{Core, Effect, Event, LinkPolicy, Settings};
 use crate::error::CoordinatorError;
-use crate::journal::Journal;
+use crate::journal::{self, Closed, Entry, Journal};
 use crate::outgoing::Outgoing;
 use crate::persist::{Persist, Told};
 use crate::rpc::{FromRpc, Outbox, Service, Watched};
@@ -70,24 +70,19 @@ pub fn run_id(config: &ValidConfig, root: &str) -> String {
     hash.iter().take(16).map(|b| format!("{b:02x}")).collect()
 }
 
-/// Leads the run until it ends or `shutdown` resolves.
+/// Leads the run until it ends or `shutdown` resolves, which is no outcome. What its last entry says, that the run is over
+/// or that another may lead at once, is read by whoever stands by.
 ///
 /// # Errors
 /// [`CoordinatorError`]: the root or the server failed, or another coordinator leads.
 pub async fn serve(
     options: ServeOptions,
+    journal: Journal,
     shutdown: impl Future<Output = ()>,
-) -> Result<Outcome, CoordinatorError> {
-    let address = options.listener.local_addr()?.to_string();
+) -> Result<Option<Outcome>, CoordinatorError> {
     let setting = Duration::from_secs_f64(options.config.cluster.max_stall_seconds);
     let patience = Timeouts::new(setting).silence;
-    let clock = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos());
-    let nonce = clock as u64 ^ (u64::from(std::process::id()) << 40);
     let starting = Persist::starting(patience);
-    let lead = || Journal::lead(&options.root, address.clone(), nonce);
-    let journal = starting.until_done("the journal", lead).await?;
     let settings = settings(&options, &journal);
     let read = || archive::read(&options.root, journal.last());
     let durable = starting
@@ -110,7 +105,8 @@ pub async fn serve(
     let (tell, told) = mpsc::channel(TOLD_MAX);
     let persist = Persist::running(patience, tell);
     let leader = journal.last().clone();
-    let (archive, archiving) = archive::open(options.root, options.run_id, leader, persist.clone());
+    let (archive, mut archiving) =
+        archive::open(options.root, options.run_id, leader, persist.clone());
     let (writes, writing) = writer::open(journal, persist);
     let mut shell = Shell {
         core: Core::new(0, settings, durable),
@@ -119,19 +115,56 @@ pub async fn serve(
         outboxes: BTreeMap::new(),
         events: broadcast::channel(EVENTS_MAX).0,
         archive,
-        outcome: None,
+        ended: None,
     };
     let ended = shell.run(timeouts.silence, messages, told, shutdown).await;
     // Streams end when their senders are dropped, with everything that was said in them.
     drop(shell);
     let _ = stop.send(());
+    if let Ok(Ended::Run(Outcome { success: true, .. })) = &ended {
+        // What a run owes the store at its end it owes for as long as the store takes.
+        let _ = (&mut archiving).await;
+    }
     let farewell = async {
-        let _ = archiving.await;
-        let _ = writing.await;
+        if !archiving.is_finished() {
+            let _ = archiving.await;
+        }
+        if let (Ok(journal), Ok(ended)) = (writing.await, &ended) {
+            close(&journal, ended).await;
+        }
         let _ = server.await;
     };
     let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    ended
+    Ok(match ended? {
+        Ended::Run(outcome) => Some(outcome),
+        Ended::Asked => None,
+    })
+}
+
+/// Why a leader leads no more.
+enum Ended {
+    /// The run is over.
+    Run(Outcome),
+    /// It was asked to stop.
+    Asked,
+}
+
+/// The last entry. Without it a standby waits for the lease, and that is all.
+async fn close(journal: &Journal, ended: &Ended) {
+    let closed = match ended {
+        Ended::Asked => Closed::Released,
+        Ended::Run(Outcome { success, reason }) => Closed::Ended {
+            success: *success,
+            reason: reason.clone(),
+        },
+    };
+    let last = Entry {
+        closed: Some(closed),
+        ..journal.next()
+    };
+    if let Err(error) = journal::put(journal.root(), &last).await {
+        tracing::warn!(%error, "the journal does not say that this coordinator ended");
+    }
 }
 
 fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
@@ -173,7 +206,7 @@ struct Shell {
     outboxes: BTreeMap<u64, Outbox>,
     events: broadcast::Sender<v1::RunEvent>,
     archive: mpsc::Sender<Job>,
-    outcome: Option<Outcome>,
+    ended: Option<Result<Ended, CoordinatorError>>,
 }
 
 impl Shell {
@@ -185,7 +218,7 @@ impl Shell {
         mut messages: mpsc::Receiver<FromRpc>,
         mut told: mpsc::Receiver<Told>,
         shutdown: impl Future<Output = ()>,
-    ) -> Result<Outcome, CoordinatorError> {
+    ) -> Result<Ended, CoordinatorError> {
         let begun = Instant::now();
         let mut tick = tokio::time::interval(silence / TICKS_PER_SILENCE);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -206,10 +239,7 @@ impl Shell {
                 },
                 Some(message) = messages.recv(), if open => self.register(message),
                 _ = tick.tick(), if open => Some(Event::Tick),
-                () = &mut shutdown => {
-                    let reason = "the coordinator was asked to stop".to_owned();
-                    return Ok(Outcome { success: false, reason });
-                }
+                () = &mut shutdown => return Ok(Ended::Asked),
             };
             if let Some(event) = event {
                 let now = begun.elapsed().as_millis() as u64;
@@ -218,8 +248,8 @@ impl Shell {
                     self.execute(effect).await;
                 }
             }
-            if let Some(outcome) = self.outcome.take() {
-                return Ok(outcome);
+            if let Some(ended) = self.ended.take() {
+                return ended;
             }
         }
     }
@@ -276,6 +306,7 @@ impl Shell {
                 receipts,
                 parts,
             } => self.store(Job::Checkpoint(step, receipts, parts)).await,
+            Effect::ReadReceipts(steps) => self.store(Job::Read(steps)).await,
             Effect::StoreEvaluation(evaluated) => self.store(Job::Evaluation(evaluated)).await,
             Effect::Emit(event) => {
                 if !event.notice.is_empty() {
@@ -290,8 +321,12 @@ impl Shell {
                 // Without watchers there is nobody to tell.
                 let _ = self.events.send(*event);
             }
+            Effect::StepDown { term } => {
+                let address = "an address that the journal tells".into();
+                self.ended = Some(Err(CoordinatorError::Superseded { term, address }));
+            }
             Effect::Finish { success, reason } => {
-                self.outcome = Some(Outcome { success, reason });
+                self.ended = Some(Ok(Ended::Run(Outcome { success, reason })));
             }
         }
     }

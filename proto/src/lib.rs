@@ -3,6 +3,7 @@
 //! Knows nothing of clocks, sockets or tensors.
 
 pub mod ids;
+pub mod journal;
 pub mod lanes;
 mod quarantine;
 

@@ -8,6 +8,7 @@
 //! shown.
 
 mod checkpoint;
+mod coordinator;
 mod data;
 mod decode;
 mod fetch;
@@ -82,6 +83,15 @@ pub enum Bench {
     ///
     /// Example: belfry bench pack data/stamps --megabytes 100
     Pack(pack::PackArguments),
+    /// How fast the coordinator decides among very many workers.
+    ///
+    /// Examples:
+    ///
+    /// belfry bench coordinator --workers 10000 --lanes 4096 --steps 20
+    ///
+    /// belfry bench coordinator --sessions 1000 --steps 20
+    #[command(verbatim_doc_comment)]
+    Coordinator(coordinator::CoordinatorArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -137,6 +147,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Pack(arguments) => pack::run(arguments).await,
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Heal(arguments) => heal::run(arguments).await,
+        Bench::Coordinator(arguments) => coordinator::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }
 }

@@ -10,7 +10,7 @@ use plotters::prelude::*;
 use super::{modality, part};
 
 /// Lines that colour-blind readers tell apart too (Okabe and Ito's set), on white.
-const COLORS: [RGBColor; 7] = [
+pub const COLORS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -19,7 +19,8 @@ const COLORS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(230, 159, 0),
 ];
-const FONT: &str = "sans-serif";
+/// Whatever font a viewer has.
+pub const FONT: &str = "sans-serif";
 const SIDES: [Modality; 2] = [Modality::Text, Modality::Image];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

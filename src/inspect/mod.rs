@@ -1,6 +1,6 @@
 //! `belfry inspect`: what a checkpoint's managers do with their experts, as figures and tables.
 
-mod figures;
+pub mod figures;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

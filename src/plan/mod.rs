@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 pub use crew::{Crew, largest_share};
 pub use footprint::Footprint;
 pub use lane_time::{LaneTime, LaneTimeArguments};
+pub use report::{duration, percent, table};
 
 use crate::synthetic::Synthetic;
 use data::DataPlan;

@@ -9,9 +9,11 @@ use anyhow::{Context as _, bail};
 
 use crate::files::replace;
 
-/// Restarts of one child before the run is given up.
-const RESTARTS_MAX: u32 = 20;
-/// Pause before a child is started again, so that a crash at start does not spin.
+/// Deaths of one child in a row, each soon after its start, before the run is given up.
+const QUICK_DEATHS_MAX: u32 = 20;
+/// A child that lived for so long was well; it is started again at once.
+const WELL: Duration = Duration::from_secs(2);
+/// Pause before a child that was not well is started again, so that a crash at start does not spin.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 /// Pause before a worker that left by itself is started again.
 const LEFT_PAUSE: Duration = Duration::from_secs(5);
@@ -19,11 +21,15 @@ const LEFT_PAUSE: Duration = Duration::from_secs(5);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Exit code of an error that starting again does not mend.
 const FATAL: i32 = 2;
+/// Exit code of a coordinator that another one succeeded, or that was asked to stop.
+const ASIDE: i32 = 3;
 
 /// What one child is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Coordinator,
+    /// The second coordinator of a pair.
+    Standby,
     Worker(u32),
 }
 
@@ -31,6 +37,7 @@ impl Role {
     fn name(self) -> String {
         match self {
             Role::Coordinator => "coordinator".into(),
+            Role::Standby => "standby".into(),
             Role::Worker(id) => format!("worker-{id}"),
         }
     }
@@ -40,7 +47,10 @@ struct Running {
     role: Role,
     child: Option<Child>,
     restarts: u32,
-    died: Instant,
+    quick_deaths: u32,
+    started: Instant,
+    /// Not before this time is it started again.
+    again: Instant,
     peak_memory_bytes: u64,
 }
 
@@ -50,18 +60,29 @@ pub struct Children {
     root: String,
     local: PathBuf,
     workers: u32,
+    /// Whether two coordinators stand by for each other.
+    pair: bool,
     running: Vec<Running>,
 }
 
 impl Children {
-    /// Starts a coordinator and `workers` workers.
-    pub fn start(config: &Path, root: &str, local: &Path, workers: u32) -> anyhow::Result<Self> {
-        let roles = std::iter::once(Role::Coordinator).chain((0..workers).map(Role::Worker));
+    /// Starts a coordinator, or a pair of them, and `workers` workers.
+    pub fn start(
+        config: &Path,
+        root: &str,
+        local: &Path,
+        workers: u32,
+        pair: bool,
+    ) -> anyhow::Result<Self> {
+        let coordinators = std::iter::once(Role::Coordinator).chain(pair.then_some(Role::Standby));
+        let roles = coordinators.chain((0..workers).map(Role::Worker));
         let running = roles.map(|role| Running {
             role,
             child: None,
             restarts: 0,
-            died: Instant::now(),
+            quick_deaths: 0,
+            started: Instant::now(),
+            again: Instant::now(),
             peak_memory_bytes: 0,
         });
         let mut children = Children {
@@ -69,6 +90,7 @@ impl Children {
             root: root.to_owned(),
             local: local.to_owned(),
             workers,
+            pair,
             running: running.collect(),
         };
         // An address of an earlier start would only mislead.
@@ -105,8 +127,11 @@ impl Children {
         let log = opened.with_context(|| format!("cannot write {}", logs.display()))?;
         let mut command = Command::new(std::env::current_exe()?);
         match role {
-            Role::Coordinator => {
-                command.args(["coordinator", "--workers", &self.workers.to_string()])
+            Role::Coordinator | Role::Standby => {
+                // Of one name over restarts: who is started again need not wait for its own lease.
+                let workers = self.workers.to_string();
+                command.args(["coordinator", "--name", &name, "--workers", &workers]);
+                command.args(self.pair.then_some("--standby"))
             }
             Role::Worker(id) => command
                 .args(["worker", "--id", &id.to_string(), "--cache"])
@@ -134,6 +159,7 @@ impl Children {
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         self.running[index].child = Some(child);
+        self.running[index].started = Instant::now();
         self.write_pids()
     }
 
@@ -154,7 +180,7 @@ impl Children {
             let running = &mut self.running[index];
             let name = running.role.name();
             let Some(child) = &mut running.child else {
-                if running.died.elapsed() >= RESTART_PAUSE {
+                if Instant::now() >= running.again {
                     self.spawn(index)?;
                 }
                 continue;
@@ -166,23 +192,36 @@ impl Children {
                 continue;
             };
             running.child = None;
-            running.died = Instant::now();
+            running.again = Instant::now();
             if status.success() {
-                if running.role == Role::Coordinator {
+                if matches!(running.role, Role::Coordinator | Role::Standby) {
                     return Ok(true);
                 }
                 // Asked to leave, or told that the run is over, which is seen in a moment.
-                running.died += LEFT_PAUSE;
+                running.again += LEFT_PAUSE;
                 continue;
             }
+            let words = self.last_words(&name);
+            let running = &mut self.running[index];
             if status.code() == Some(FATAL) {
-                bail!("{name} gave up: {}", self.last_words(&name));
+                bail!("{name} gave up: {words}");
             }
             running.restarts += 1;
-            eprintln!("{name} died ({status}); starting it again");
-            if running.restarts > RESTARTS_MAX {
+            if status.code() == Some(ASIDE) {
+                eprintln!("{name} stepped aside ({words}); starting it again");
+            } else {
+                eprintln!("{name} died ({status}); starting it again");
+            }
+            if running.started.elapsed() >= WELL {
+                running.quick_deaths = 0;
+                self.spawn(index)?;
+                continue;
+            }
+            running.again += RESTART_PAUSE;
+            running.quick_deaths += 1;
+            if running.quick_deaths > QUICK_DEATHS_MAX {
                 bail!(
-                    "{name} died {RESTARTS_MAX} times; see {}/logs",
+                    "{name} died {QUICK_DEATHS_MAX} times soon after its start; see {}/logs",
                     self.local.display()
                 );
             }

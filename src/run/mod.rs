@@ -13,16 +13,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use belfry_configs::Task;
+use belfry_configs::{Task, Timeouts};
 use clap::Args;
 use shard_tools::manifest::sha256;
 use shard_tools::store::Root;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use children::Children;
 use metrics::Metrics;
 use progress::{Ended, Progress};
 
-/// How often children are looked after.
+/// How often children are looked after when none of them ended.
 const TEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Arguments of `belfry run`.
@@ -43,6 +44,10 @@ pub struct RunArguments {
     /// Override a key, for instance --set run.steps=20; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
+    /// Start two coordinators: one leads, the other takes over when the first one freezes, and each is
+    /// started again when it dies.
+    #[arg(long)]
+    standby: bool,
     /// Go on with the run that stands under the root.
     #[arg(long)]
     resume: bool,
@@ -97,9 +102,14 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let resolved = local.join("resolved.toml");
     std::fs::write(&resolved, config.to_toml())
         .with_context(|| format!("cannot write {}", resolved.display()))?;
-    let mut children = Children::start(&resolved, &location, &local, arguments.workers)?;
+    let (workers, pair) = (arguments.workers, arguments.standby);
+    // Listened to before the first child is there, so that no end is missed.
+    let mut child_ended = signal(SignalKind::child())?;
+    let mut children = Children::start(&resolved, &location, &local, workers, pair)?;
+    let setting = Duration::from_secs_f64(config.cluster.max_stall_seconds);
+    let timeouts = Timeouts::new(setting);
     let mut progress = Progress::new(Metrics::open(&local), config.run.steps);
-    let mut events = watch::watch(children.address_file(), progress.wanted());
+    let mut events = watch::watch(children.address_file(), progress.wanted(), timeouts.silence);
     let mut tending = tokio::time::interval(TEND_INTERVAL);
     let ended = loop {
         tokio::select! {
@@ -109,7 +119,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
                     break ended;
                 }
             }
-            _ = tending.tick() => {
+            () = due(&mut tending, &mut child_ended) => {
                 if children.tend()? {
                     let reason = "trained to the last step".to_owned();
                     break Ended { success: true, reason };
@@ -132,6 +142,14 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     }
     metrics.complete(&root).await?;
     finish(&root, begun, restarts, peak).await
+}
+
+/// When children are to be looked after: at once when one ended.
+async fn due(interval: &mut tokio::time::Interval, child_ended: &mut Signal) {
+    tokio::select! {
+        _ = interval.tick() => {}
+        _ = child_ended.recv() => {}
+    }
 }
 
 /// Prints the result: words on standard error, one JSON line on standard output.

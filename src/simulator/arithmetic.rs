@@ -9,8 +9,6 @@ use belfry_proto::lanes::root;
 use belfry_proto::{Digest, LaneRange, Schedule};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::world::Sizes;
-
 /// Floats of a gradient.
 const LEN: u64 = 3;
 
@@ -61,6 +59,11 @@ pub fn gradient(state: State, lane: u32, shard: u32) -> Vec<f32> {
         .collect()
 }
 
+/// Which pairs a lane trained.
+pub fn lane_digest(lane: u32, shard: u32) -> Digest {
+    Digest(u128::from(lane) << 32 | u128::from(shard))
+}
+
 pub fn tree_sum(node: LaneRange, parts: &BTreeMap<LaneRange, Arc<Vec<f32>>>) -> Option<Vec<f32>> {
     if let Some(part) = parts.get(&node) {
         return Some(part.to_vec());
@@ -88,26 +91,64 @@ pub fn state_digest(state: State) -> Digest {
     Digest(u128::from(state.value))
 }
 
-/// The states before every step and the digests of their gradients, computed serially, as if every
-/// quarantine had been known when its first step began.
-pub fn reference(sizes: Sizes, schedule: &Schedule) -> Vec<(State, Digest)> {
-    let mut state = State { step: 0, value: 1 };
-    let mut all = Vec::new();
-    for _ in 0..=sizes.steps {
-        let leaf = |lane| LaneRange {
-            start: lane,
-            end: lane + 1,
-        };
-        let quarantine = quarantine_at(schedule, state.step);
-        let leaves = (0..sizes.lanes).map(|l| {
-            let shard = shard_read(state.step, l, &quarantine);
-            (leaf(l), Arc::new(gradient(state, l, shard)))
-        });
-        let sum = tree_sum(root(sizes.lanes), &leaves.collect()).expect("all lanes");
-        all.push((state, digest(&sum)));
-        state = updated(state, &sum);
+/// The states before every step and the digests of their gradients, computed serially as far as
+/// they are asked for, as if every quarantine had been known when its first step began.
+#[derive(Debug)]
+pub struct Reference {
+    lanes: u32,
+    quarantine: Schedule,
+    /// The state before each step, and the digest of the step's gradient.
+    steps: Vec<(State, Digest)>,
+    next: State,
+}
+
+impl Reference {
+    pub fn new(lanes: u32) -> Self {
+        Reference {
+            lanes,
+            quarantine: Schedule::default(),
+            steps: Vec::new(),
+            next: State { step: 0, value: 1 },
+        }
     }
-    all
+
+    /// The state before a step.
+    pub fn state(&mut self, step: u64) -> State {
+        self.at(step).0
+    }
+
+    /// The digest of a step's gradient.
+    pub fn digest(&mut self, step: u64) -> Digest {
+        self.at(step).1
+    }
+
+    /// From `from` on other shards are read.
+    pub fn set_quarantine(&mut self, quarantine: &Schedule, from: u64) {
+        if let Some((state, _)) = self.steps.get(from as usize) {
+            self.next = *state;
+            self.steps.truncate(from as usize);
+        }
+        self.quarantine = quarantine.clone();
+    }
+
+    fn at(&mut self, step: u64) -> (State, Digest) {
+        while self.steps.len() as u64 <= step {
+            let state = self.next;
+            let quarantine = quarantine_at(&self.quarantine, state.step);
+            let leaves = (0..self.lanes).map(|lane| {
+                let shard = shard_read(state.step, lane, &quarantine);
+                let leaf = LaneRange {
+                    start: lane,
+                    end: lane + 1,
+                };
+                (leaf, Arc::new(gradient(state, lane, shard)))
+            });
+            let sum = tree_sum(root(self.lanes), &leaves.collect()).expect("all lanes");
+            self.steps.push((state, digest(&sum)));
+            self.next = updated(state, &sum);
+        }
+        self.steps[step as usize]
+    }
 }
 
 pub fn part_hash(state: State, part: u32) -> String {

@@ -1,70 +1,200 @@
-//! The coordinator's shell in the simulation: its effects become messages and durable files.
+//! The coordinators' shells in the simulation: leases, the order in which effects leave, and what
+//! becomes of them.
+
+use std::collections::VecDeque;
 
 use belfry_coordinator::core as lead;
-use belfry_coordinator::outgoing::{Outgoing, is_barrier};
-use belfry_proto::{Schedule, v1};
+use belfry_coordinator::lease::Lease;
+use belfry_coordinator::outgoing::Outgoing;
+use belfry_proto::v1;
 
-use super::arithmetic::{first_choice, part_hash, quarantine_at, reference};
-use super::world::{Happening, Job, World};
+use super::counts::Request;
+use super::faults::Process;
+use super::setup::{Span, millis};
+use super::store::{Entry, Write};
+use super::world::{Answer, Happening, World};
+
+/// Ticks per longest tolerated silence.
+const TICKS_PER_SILENCE: u64 = 20;
+/// Between two tries of a write.
+const BACK_OFF: Span = Span::new(50, 1_000);
+
+/// One coordinator process.
+#[derive(Default)]
+pub(super) struct Lead {
+    /// Of its present process; no other process of any coordinator has this number.
+    pub(super) life: u64,
+    pub(super) up: bool,
+    pub(super) paused_until: u64,
+    /// The process is killed after so many more effects.
+    pub(super) dies_after: Option<u32>,
+    started_at: u64,
+    lease: Option<Lease>,
+    core: Option<Box<lead::Core>>,
+    outgoing: Outgoing,
+    /// The entry that stands, or that this process writes next after.
+    last: Option<Entry>,
+    /// What the journal's writer and the archive have to do; each does one thing at a time.
+    journal: VecDeque<Write>,
+    archive: VecDeque<Write>,
+    away: bool,
+}
+
+impl Lead {
+    pub(super) fn is_leading(&self) -> bool {
+        self.up && self.core.is_some()
+    }
+}
 
 impl World {
-    pub(super) fn start_coordinator(&mut self) {
-        self.coordinator_life += 1;
+    pub(super) fn lead_lives(&self, lead: usize, life: u64) -> bool {
+        self.leads[lead].up && self.leads[lead].life == life
+    }
+
+    pub(super) fn start_lead(&mut self, lead: usize) {
+        if self.leads[lead].up {
+            return;
+        }
+        self.lives += 1;
+        let lease = Lease::new(millis(self.setup.timeouts.lease));
+        self.leads[lead] = Lead {
+            life: self.lives,
+            up: true,
+            started_at: self.now,
+            lease: Some(lease),
+            ..Lead::default()
+        };
+        self.after(0, Happening::Watch(lead, self.lives));
+    }
+
+    /// A standby looks at the journal, and leads when the lease has run out. A leader that is
+    /// started again at its address knows that it is dead.
+    pub(super) fn watch(&mut self, lead: usize, life: u64) {
+        if !self.lead_lives(lead, life) || self.leads[lead].core.is_some() {
+            return;
+        }
+        let own_clock = self.now - self.leads[lead].started_at;
+        let pause = Lease::pause(millis(self.setup.timeouts.lease));
+        let mut free = false;
+        if self.store.answers(self.now) {
+            self.counts.request(Request::JournalList, 1);
+            let newest = self.store.newest();
+            let own = newest.is_none_or(|e| e.lead == lead);
+            let seq = newest.map_or(0, |e| e.seq);
+            let lease = self.leads[lead].lease.as_mut();
+            free = lease.is_some_and(|l| l.saw(own_clock, seq)) || own;
+        }
+        if !free {
+            self.after(pause, Happening::Watch(lead, life));
+            return;
+        }
+        let before = self.store.newest().cloned();
+        let entry = Entry {
+            seq: before.as_ref().map_or(1, |e| e.seq + 1),
+            term: before.as_ref().map_or(1, |e| e.term + 1),
+            nonce: life,
+            lead,
+            generation: before.as_ref().map_or(0, |e| e.generation),
+            committed: before.as_ref().map_or(0, |e| e.committed),
+            horizon: before.as_ref().map_or(0, |e| e.horizon),
+            members: before.as_ref().map_or(Vec::new(), |e| e.members.clone()),
+            quarantine: before.map(|e| e.quarantine).unwrap_or_default(),
+        };
+        self.write(lead, Write::Entry(entry, true));
+    }
+
+    /// The first entry of a term stands: its leader reads what is durable and begins.
+    fn begin_term(&mut self, lead: usize, entry: Entry) {
         let settings = lead::Settings {
             run_id: "run".into(),
-            lanes: self.sizes.lanes,
-            micro_batches: self.sizes.lanes,
+            lanes: self.setup.lanes,
+            micro_batches: self.setup.lanes,
             pairs_per_lane: 1,
-            steps_total: self.sizes.steps,
-            min_workers: 1,
-            expected_workers: self.sizes.workers,
-            timeouts: self.sizes.timeouts(),
-            checkpoint_every: self.sizes.checkpoint_every,
-            checkpoint_parts: self.sizes.parts,
-            nodes_max: 4,
-            audit_every: self.sizes.audit_every,
-            evaluates: true,
-            links: self.sizes.links,
-            quarantine_shards_max: self.sizes.quarantine_shards_max,
-            horizon_steps: self.sizes.horizon_steps,
-            term: self.coordinator_life,
+            steps_total: self.setup.steps,
+            min_workers: self.setup.min_workers,
+            expected_workers: self.setup.workers,
+            timeouts: self.setup.timeouts,
+            checkpoint_every: self.setup.checkpoint_every,
+            checkpoint_parts: self.setup.parts,
+            nodes_max: self.setup.nodes_max,
+            audit_every: self.setup.audit_every,
+            evaluates: self.setup.evaluates,
+            links: self.setup.links,
+            quarantine_shards_max: self.setup.quarantine_shards_max,
+            horizon_steps: self.setup.horizon_steps,
+            term: entry.term,
         };
-        self.outgoing = Outgoing::default();
-        self.written_at = self.now;
-        let core = lead::Core::new(self.now, settings, self.durable.clone());
-        self.coordinator = Some(core);
-        self.say(format!("coordinator of term {}", self.coordinator_life));
-        self.after(0, Happening::Tick(self.coordinator_life));
+        self.counts.terms += 1;
+        self.counts.request(Request::StartGet, 4);
+        let durable = self.store.durable(&entry);
+        self.say(|| format!("coordinator {lead} leads term {}", entry.term));
+        let own_clock = self.now - self.leads[lead].started_at;
+        let leader = &mut self.leads[lead];
+        leader.core = Some(Box::new(lead::Core::new(own_clock, settings, durable)));
+        leader.last = Some(entry);
+        let life = leader.life;
+        self.after(0, Happening::Tick(lead, life));
     }
 
-    pub(super) fn tell_coordinator(&mut self, session: Option<u64>, event: lead::Event) {
-        let ours =
-            session.is_none_or(|s| self.sessions[&s].coordinator_life == self.coordinator_life);
-        let Some(core) = self.coordinator.as_mut().filter(|_| ours) else {
-            return;
-        };
-        let effects = core.apply(self.now, event);
-        for effect in self.outgoing.push(effects) {
-            self.lead(effect);
+    pub(super) fn tick(&mut self, lead: usize, life: u64) {
+        if self.lead_lives(lead, life) {
+            self.tell_lead(lead, lead::Event::Tick);
+            let pause = self.setup.silence_ms() / TICKS_PER_SILENCE;
+            self.after(pause.max(1), Happening::Tick(lead, life));
         }
     }
 
-    /// What others wait for takes its time; it is durable in the order in which it was asked for.
-    fn write(&mut self, effect: lead::Effect) {
-        let at = self.now + 1 + self.below(20);
-        self.written_at = self.written_at.max(at);
-        let delay = self.written_at - self.now;
-        self.after(delay, Happening::Written(self.coordinator_life, effect));
+    pub(super) fn kill_lead(&mut self, lead: usize) -> bool {
+        if !self.leads[lead].up {
+            return false;
+        }
+        let life = self.leads[lead].life;
+        self.leads[lead] = Lead {
+            life,
+            ..Lead::default()
+        };
+        self.close_all(lead, life);
+        let delay = self.draw(self.costs.coordinator_restart);
+        self.after(delay, Happening::StartLead(lead));
+        true
     }
 
-    /// A write is durable. What a coordinator was writing when it died is lost with it.
-    pub(super) fn written(&mut self, life: u64, effect: lead::Effect) {
+    pub(super) fn pause_lead(&mut self, lead: usize, time: u64) -> bool {
+        self.leads[lead].paused_until = self.now + time;
+        self.doubt_lead(lead);
+        self.leads[lead].up
+    }
+
+    pub(super) fn tell_lead(&mut self, lead: usize, event: lead::Event) {
+        let own_clock = self.now - self.leads[lead].started_at;
+        let Some(core) = self.leads[lead].core.as_mut() else {
+            return;
+        };
+        let effects = core.apply(own_clock, event);
+        let leaving = self.leads[lead].outgoing.push(effects);
+        self.execute_all(lead, leaving);
+    }
+
+    fn execute_all(&mut self, lead: usize, effects: Vec<lead::Effect>) {
+        let life = self.leads[lead].life;
+        for effect in effects {
+            if !self.lead_lives(lead, life) || self.outcome.is_some() {
+                return;
+            }
+            self.execute(lead, effect);
+            if let Some(left) = self.leads[lead].dies_after.as_mut() {
+                if *left == 0 {
+                    self.say(|| format!("coordinator {lead} dies between two effects"));
+                    self.kill_lead(lead);
+                    return;
+                }
+                *left -= 1;
+            }
+        }
+    }
+
+    fn execute(&mut self, lead: usize, effect: lead::Effect) {
         use lead::Effect as E;
-        if life != self.coordinator_life || self.coordinator.is_none() {
-            return;
-        }
-        let holds_back = is_barrier(&effect);
-        let mut event = None;
         match effect {
             E::Journal {
                 generation,
@@ -72,171 +202,170 @@ impl World {
                 horizon,
                 members,
                 quarantine,
-                ..
+                ahead,
             } => {
-                let last = self.commits.keys().last();
-                let known = committed.max(horizon);
-                assert!(last.is_none_or(|s| *s < known), "it forgets commits");
-                self.entries += 1;
-                self.durable.entry = self.entries;
-                self.durable.generation = generation;
-                self.durable.committed = committed;
-                self.durable.horizon = horizon;
-                self.durable.members = members;
-                self.journal_quarantine(quarantine.into_iter().collect());
-                event = Some(lead::Event::Journaled { seq: self.entries });
+                let Some(last) = self.leads[lead].last.clone() else {
+                    return;
+                };
+                let queued = self.leads[lead].journal.iter();
+                let before = queued.filter(|w| matches!(w, Write::Entry(..))).count() as u64;
+                let entry = Entry {
+                    seq: last.seq + before + 1,
+                    generation,
+                    committed,
+                    horizon,
+                    members,
+                    quarantine: quarantine.into_iter().collect(),
+                    ..last
+                };
+                self.write(lead, Write::Entry(entry, !ahead));
             }
-            E::StoreData(data) => self.durable.data = Some(data),
+            E::StoreData(data) => self.write(lead, Write::Data(data)),
+            E::StoreReceipts(receipts) => self.write(lead, Write::Receipts(receipts)),
+            E::StoreCheckpoint {
+                step,
+                receipts,
+                parts,
+            } => self.write(
+                lead,
+                Write::Checkpoint {
+                    step,
+                    receipts,
+                    parts,
+                    leads: false,
+                },
+            ),
+            E::StoreEvaluation(evaluated) => self.write(lead, Write::Evaluation(evaluated)),
             E::StoreResult {
                 exported,
                 last,
                 evaluations,
             } => {
-                assert_eq!(last.map(|r| r.step + 1), Some(self.sizes.steps));
-                let judged: Vec<u64> = evaluations.iter().map(|e| e.step).collect();
-                assert_eq!(judged, [0, self.sizes.steps]);
-                self.result = Some(exported);
+                self.check_result(last, &evaluations);
+                self.write(lead, Write::Result(exported));
             }
-            other => panic!("{other:?} is no write"),
-        }
-        if holds_back {
-            for effect in self.outgoing.settled() {
-                self.lead(effect);
+            E::Send(session, body) => {
+                self.check_said(lead, &body);
+                self.send_down(session, body);
             }
-        }
-        if let Some(event) = event {
-            self.tell_coordinator(None, event);
-        }
-    }
-
-    pub(super) fn lead(&mut self, effect: lead::Effect) {
-        use lead::Effect as E;
-        let life = self.coordinator_life;
-        match effect {
-            effect @ (E::Journal { .. } | E::StoreData(_) | E::StoreResult { .. }) => {
-                self.write(effect);
-            }
-            E::Send(session, body) => self.send_down(session, body),
             E::SendAll(sessions, body) => {
+                self.check_said(lead, &body);
                 for session in sessions {
                     self.send_down(session, (*body).clone());
                 }
             }
-            E::Close(session) => {
-                let session_state = self.sessions.get_mut(&session).expect("a known session");
-                session_state.open = false;
-                let delay = (session_state.down_at + 1).max(self.now) - self.now;
-                self.after(delay, Happening::Closed(session));
+            E::Close(session) => self.close(session),
+            E::Emit(event) => self.watched(*event),
+            E::ReadReceipts(steps) => panic!("all receipts are known, also of {steps:?}"),
+            E::StepDown { term } => {
+                self.say(|| format!("coordinator {lead} heard of term {term}"));
+                self.kill_lead(lead);
             }
-            E::StoreReceipts(receipts) => {
-                let delay = self.below(200);
-                self.after(delay, Happening::Stored(life, Job::Receipts(receipts)));
+            E::Finish { success, reason } => {
+                self.say(|| format!("END success {success}: {reason}"));
+                self.outcome = Some((success, reason));
             }
-            E::StoreCheckpoint {
-                step,
-                receipts,
-                parts,
-            } => {
-                assert_eq!(parts.len(), self.sizes.parts as usize);
-                let state = self.reference[step as usize].0;
-                for part in &parts {
-                    assert_eq!(part.sha256, part_hash(state, part.part), "a part's content");
-                }
-                let delay = self.below(200);
-                self.after(
-                    delay,
-                    Happening::Stored(life, Job::Checkpoint(step, receipts)),
-                );
-            }
-            E::StoreEvaluation(evaluated) => {
-                self.durable.evaluations.insert(evaluated.step, evaluated);
-            }
-            E::Emit(event) => {
-                if !event.notice.is_empty() {
-                    self.say(format!("[step {}] {}", event.step, event.notice));
-                }
-                if let Some(record) = event.committed {
-                    let expected = self.reference[record.step as usize].1;
-                    assert_eq!(record.sum_digest, expected.to_string(), "a committed sum");
-                    assert_eq!(record.pairs, u64::from(self.sizes.lanes), "every lane once");
-                    self.check_quarantine(&record);
-                    assert!(record.step < self.durable.horizon, "beyond the journal");
-                    *self.commits.entry(record.step).or_default() += 1;
-                }
-            }
-            E::Finish { success, reason } => self.outcome = Some((success, reason)),
         }
     }
 
-    fn send_down(&mut self, session: u64, body: v1::coordinator_message::Body) {
-        let delay = 1 + self.below(20);
-        let session_state = self.sessions.get_mut(&session).expect("a known session");
-        if session_state.open {
-            session_state.down_at = (session_state.down_at + 1).max(self.now + delay);
-            let delay = session_state.down_at - self.now;
-            self.after(delay, Happening::Down(session, body));
+    fn watched(&mut self, event: v1::RunEvent) {
+        if !event.notice.is_empty() {
+            self.say(|| format!("[step {}] {}", event.step, event.notice));
+        }
+        if let Some(record) = event.committed {
+            self.check_commit(&record);
         }
     }
 
-    /// What may be chosen: shards are added, none goes, and no step that ever was committed is touched.
-    /// From its first step on the choice is part of what the bits must be.
-    fn journal_quarantine(&mut self, chosen: Schedule) {
-        if chosen == self.durable.quarantine {
+    /// Queues a write behind those of its kind.
+    fn write(&mut self, lead: usize, write: Write) {
+        let life = self.leads[lead].life;
+        let leader = &mut self.leads[lead];
+        let queue = match write.is_of_journal() {
+            true => &mut leader.journal,
+            false => &mut leader.archive,
+        };
+        queue.push_back(write.clone());
+        if queue.len() == 1 {
+            self.try_write(lead, life, Box::new(write));
+        }
+    }
+
+    pub(super) fn answered(&mut self, lead: usize, life: u64, write: Box<Write>, answer: Answer) {
+        if !self.lead_lives(lead, life) {
             return;
         }
-        let before = &self.durable.quarantine;
-        let kept = before.all().all(|shard| chosen.find(shard) == Some(shard));
-        assert!(kept, "a quarantine grows only");
-        assert!(chosen.len() <= self.sizes.quarantine_shards_max as usize);
-        for shard in chosen.all().filter(|s| before.find(s).is_none()) {
-            let step = shard.from_step;
-            let stored = self.durable.receipts.range(step..).next();
-            assert_eq!(stored, None, "the ledger has step {step} already");
-            let committed = self.commits.range(step..).next();
-            assert_eq!(committed, None, "step {step} was committed already");
+        let process = Process::Coordinator(lead);
+        match answer {
+            Answer::Others => {
+                self.say(|| format!("{process:?} is superseded"));
+                self.kill_lead(lead);
+            }
+            Answer::Error => {
+                if !std::mem::replace(&mut self.leads[lead].away, true) {
+                    let what = write.what().to_owned();
+                    let error = "simulated".to_owned();
+                    self.tell_lead(lead, lead::Event::StoreAway { what, error });
+                }
+                if self.lead_lives(lead, life) {
+                    let delay = self.draw(BACK_OFF);
+                    self.after(delay, Happening::Retry(lead, life, write));
+                }
+            }
+            Answer::Done => self.durable(lead, life, *write),
         }
-        let reference = reference(self.sizes, &chosen);
-        let from = chosen.all().filter(|s| before.find(s).is_none());
-        let from = from.map(|s| s.from_step).min().expect("it grew") as usize;
-        assert_eq!(reference[from].0, self.reference[from].0, "the past stays");
-        self.reference = reference;
-        self.durable.quarantine = chosen;
-        self.quarantines += 1;
     }
 
-    /// The receipt names what was journaled before its commit.
-    fn check_quarantine(&self, record: &v1::StepRecord) {
-        let journaled: Vec<v1::Shard> = self.durable.quarantine.at(record.step).cloned().collect();
-        assert_eq!(record.quarantine, journaled, "of step {}", record.step);
-        let lost = quarantine_at(&self.durable.quarantine, record.step);
-        let natural = (0..self.sizes.lanes).map(|lane| first_choice(record.step, lane));
-        let replaced = natural.filter(|shard| lost.iter().any(|l| l.shard == *shard));
-        assert_eq!(record.substituted, replaced.count() as u64);
-    }
-
-    /// A write lands whether or not who asked for it still lives.
-    pub(super) fn stored(&mut self, life: u64, job: Job) {
-        let event = match job {
-            Job::Receipts(receipts) => {
-                let below = receipts.last().map_or(0, |r| r.step + 1);
-                self.keep_receipts(receipts);
-                lead::Event::ReceiptsDurable { below }
+    fn durable(&mut self, lead: usize, life: u64, write: Write) {
+        if std::mem::take(&mut self.leads[lead].away) {
+            let what = write.what().to_owned();
+            self.tell_lead(lead, lead::Event::StoreBack { what });
+            if !self.lead_lives(lead, life) {
+                return;
             }
-            Job::Checkpoint(step, receipts) => {
-                self.keep_receipts(receipts);
-                self.durable.manifests.insert(step);
-                lead::Event::CheckpointDurable { step }
-            }
+        }
+        // That it leads was asked first; now the manifest is put.
+        if let Write::Checkpoint { step, .. } = &write
+            && !self.store.manifests.contains(step)
+        {
+            self.try_write(lead, life, Box::new(write));
+            return;
+        }
+        let leader = &mut self.leads[lead];
+        let queue = match write.is_of_journal() {
+            true => &mut leader.journal,
+            false => &mut leader.archive,
         };
-        if life == self.coordinator_life {
-            self.tell_coordinator(None, event);
+        queue.pop_front();
+        if let Some(next) = queue.front().cloned() {
+            self.try_write(lead, life, Box::new(next));
+        }
+        match write {
+            Write::Entry(entry, _) if self.leads[lead].core.is_none() => {
+                self.begin_term(lead, entry);
+            }
+            Write::Entry(entry, holds_back) => {
+                let seq = entry.seq;
+                self.leads[lead].last = Some(entry);
+                if holds_back {
+                    self.settled(lead);
+                }
+                self.tell_lead(lead, lead::Event::Journaled { seq });
+            }
+            Write::Data(_) | Write::Result(_) => self.settled(lead),
+            Write::Receipts(receipts) => {
+                let below = receipts.last().map_or(0, |r| r.step + 1);
+                self.tell_lead(lead, lead::Event::ReceiptsDurable { below });
+            }
+            Write::Checkpoint { step, .. } => {
+                self.tell_lead(lead, lead::Event::CheckpointDurable { step });
+            }
+            Write::Evaluation(_) => {}
         }
     }
 
-    pub(super) fn keep_receipts(&mut self, receipts: Vec<v1::StepRecord>) {
-        for receipt in receipts {
-            let there = self.durable.receipts.insert(receipt.step, receipt.clone());
-            assert!(there.is_none_or(|r| r == receipt), "a receipt changed");
-        }
+    fn settled(&mut self, lead: usize) {
+        let leaving = self.leads[lead].outgoing.settled();
+        self.execute_all(lead, leaving);
     }
 }

@@ -1,28 +1,43 @@
-//! The workers' shells in the simulation: sessions, devices, states, and the exchange between them.
-
-use std::collections::BTreeMap;
+//! The workers' shells in the simulation: processes, devices, states.
 
 use belfry_proto::Digest;
-use belfry_proto::lanes::root;
-use belfry_proto::v1::{self, worker_message as up};
+use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 use belfry_worker::core as work;
 
 use super::arithmetic::{
-    State, digest, first_choice, gradient, part_hash, shard_read, state_digest, tree_sum, updated,
+    State, digest, first_choice, gradient, lane_digest, shard_read, state_digest, updated,
 };
-use super::world::{Exchange, ExchangeLinks, Happening, Session, Sizes, Worker, World, address};
+use super::counts::Request;
+use super::invariants::{FENCED, NOBODY_EXITS, STATE_OF_STEP, hold};
+use super::setup::{Setup, Span, millis};
+use super::world::{Happening, World};
 
-/// Longest that a member waits for a peer that lives but does not begin.
-const START_TIMEOUT_MS: u64 = 30_000;
+/// An id for device links takes so long.
+const ID_MADE: Span = Span::new(0, 300);
+/// The digest of a gradient or of a state takes so long.
+const HASHED: Span = Span::new(1, 20);
+/// A worker that is asked to leave is gone after so long at the latest.
+const LEAVES_WITHIN_MS: u64 = 3_000;
 
 /// Every other worker has a device that tells its losses only when it is waited for.
-fn is_apart(worker: usize) -> bool {
+pub(super) fn is_apart(worker: usize) -> bool {
     worker % 2 == 1
 }
 
+pub(super) fn address(worker: usize, life: u64) -> String {
+    format!("{worker}:{life}")
+}
+
+/// Worker and life of an address; nobody's for another's.
+pub(super) fn parse_address(address: &str) -> (usize, u64) {
+    let parts = address.split_once(':');
+    let parsed = parts.and_then(|(w, l)| Some((w.parse().ok()?, l.parse().ok()?)));
+    parsed.unwrap_or((0, 0))
+}
+
 /// Two devices to a host; now and then one without links.
-fn device(worker: usize, life: u64, sizes: Sizes) -> v1::Device {
-    let lacks = sizes.lacks_links && (worker as u64 + life).is_multiple_of(3);
+fn device(worker: usize, life: u64, setup: &Setup) -> v1::Device {
+    let lacks = setup.lacks_links && (worker as u64 + life).is_multiple_of(3);
     v1::Device {
         host: (worker / 2).to_string(),
         unit: worker.to_string(),
@@ -30,35 +45,13 @@ fn device(worker: usize, life: u64, sizes: Sizes) -> v1::Device {
     }
 }
 
-/// All members of an exchange are linked alike, each group under one id of this generation.
-fn check_links(seen: &mut Option<ExchangeLinks>, request: &work::Exchange) {
-    let groups = request.links.as_ref().map(|l| l.groups.clone());
-    let seen = seen.get_or_insert_with(|| ExchangeLinks {
-        groups: groups.clone(),
-        ids: BTreeMap::new(),
-    });
-    assert_eq!(seen.groups, groups, "members agree on their links");
-    let Some(links) = &request.links else { return };
-    let own = links.groups.iter().find(|g| g.contains(&request.rank));
-    let own = own.expect("a member is in a group");
-    let id = seen.ids.entry(own[0]).or_insert_with(|| links.id.clone());
-    assert_eq!(*id, links.id, "a group shares its id");
-    if own.len() == 1 && links.groups.len() > 1 {
-        assert!(id.is_empty(), "alone on its host");
-    } else {
-        let made = String::from_utf8(id.clone()).expect("made here");
-        let leader = &request.members[own[0]].0;
-        assert_eq!(made, format!("{} of {leader}", request.generation));
-    }
-}
-
 /// Of a lane that read this shard at this step.
-fn lane_report(step: u64, lane: u32, shard: u32) -> v1::LaneReport {
+pub(super) fn lane_report(step: u64, lane: u32, shard: u32) -> v1::LaneReport {
     v1::LaneReport {
         lane,
         pairs: 1,
         mlm_loss: f64::from(lane) * 0.1,
-        pairs_digest: Digest(u128::from(lane) << 32 | u128::from(shard)).to_bytes(),
+        pairs_digest: lane_digest(lane, shard).to_bytes(),
         substituted: u64::from(shard != first_choice(step, lane)),
         ..Default::default()
     }
@@ -74,16 +67,19 @@ impl World {
         w.state = None;
         w.session = None;
         w.paused_until = 0;
+        w.dies_after = None;
+        w.outcome_late = 0;
+        w.leaving = false;
         w.device_free_at = self.now;
         let life = w.life;
-        let device = device(worker, life, self.sizes);
+        let device = device(worker, life, &self.setup);
         w.core = Some(work::Core::new(work::Identity {
             run_id: "run".into(),
             worker_id: worker as u64,
             incarnation: life,
             fingerprint: "simulated".into(),
             data_address: address(worker, life),
-            lanes: self.sizes.lanes,
+            lanes: self.setup.lanes,
             device,
             data: Vec::new(),
         }));
@@ -91,122 +87,124 @@ impl World {
         self.after(1, Happening::Heartbeat(worker, life));
     }
 
-    pub(super) fn connect(&mut self, worker: usize, life: u64) {
-        if !self.alive(worker, life) || self.workers[worker].session.is_some() {
-            return;
+    pub(super) fn kill_worker(&mut self, worker: usize) -> bool {
+        if self.workers[worker].core.is_none() {
+            return false;
         }
-        if self.coordinator.is_none() || self.coordinator_paused_until > self.now {
-            let delay = 50 + self.below(950);
-            self.after(delay, Happening::Connect(worker, life));
-            return;
-        }
-        let number = self.sessions.len() as u64 + 1;
-        let session = Session {
-            worker,
-            life,
-            coordinator_life: self.coordinator_life,
-            up_at: self.now,
-            down_at: self.now,
-            open: true,
-        };
-        self.sessions.insert(number, session);
-        self.workers[worker].session = Some(number);
-        self.tell_worker(worker, work::Event::LinkUp);
+        self.workers[worker].core = None;
+        self.workers[worker].state = None;
+        self.leave_exchanges(worker);
+        self.end_session(worker);
+        let delay = self.draw(self.costs.worker_restart);
+        self.after(delay, Happening::StartWorker(worker));
+        true
     }
 
-    /// The worker's side of its session ends; the coordinator hears of it when it hears of it.
-    pub(super) fn end_session(&mut self, worker: usize) {
-        let Some(number) = self.workers[worker].session.take() else {
+    /// SIGTERM: it drains and ends; a restart follows.
+    pub(super) fn terminate(&mut self, worker: usize) -> bool {
+        let life = self.workers[worker].life;
+        if !self.alive(worker, life) {
+            return false;
+        }
+        self.workers[worker].leaving = true;
+        self.tell_worker(worker, work::Event::Shutdown);
+        let goodbye = down::Body::Finished(v1::Finished {
+            success: true,
+            reason: "left".into(),
+        });
+        let event = work::Event::Message(goodbye);
+        self.after(LEAVES_WITHIN_MS, Happening::Worker(worker, life, event));
+        true
+    }
+
+    pub(super) fn heartbeat(&mut self, worker: usize, life: u64) {
+        if !self.alive(worker, life) {
             return;
-        };
-        let delay = self.below(60);
-        let session = self.sessions.get_mut(&number).expect("is known");
-        let delay = (session.up_at + 1).max(self.now + delay) - self.now;
-        let life = session.life;
-        self.after(delay, Happening::Gone(number));
-        if self.alive(worker, life) {
-            self.tell_worker(worker, work::Event::LinkDown);
-            let delay = 50 + self.below(200);
-            self.after(delay, Happening::Connect(worker, life));
+        }
+        self.beat(worker);
+        let pause = millis(self.setup.timeouts.heartbeat) * self.costs.heartbeats_apart;
+        self.after(pause, Happening::Heartbeat(worker, life));
+    }
+
+    pub(super) fn beat(&mut self, worker: usize) {
+        if let Some(core) = self.workers[worker].core.as_mut() {
+            let beat = up::Body::Heartbeat(core.heartbeat());
+            self.send_up(worker, beat);
         }
     }
 
-    pub(super) fn send_up(&mut self, worker: usize, body: up::Body) {
-        let delay = 1 + self.below(20);
-        let Some(number) = self.workers[worker].session else {
+    /// A word of a coordinator; one of a lower term than the worker has heard of does nothing.
+    pub(super) fn hear(&mut self, worker: usize, body: down::Body) {
+        let stale = self.is_stale(worker, &body);
+        let Some(core) = self.workers[worker].core.as_mut() else {
             return;
         };
-        let session = self.sessions.get_mut(&number).expect("is known");
-        session.up_at = (session.up_at + 1).max(self.now + delay);
-        let delay = session.up_at - self.now;
-        self.after(delay, Happening::Up(number, body));
+        let before = stale.then(|| format!("{core:?}"));
+        let effects = core.apply(work::Event::Message(body));
+        if let Some(before) = before {
+            // One that waits for an update to be applied is refused then.
+            let same = *before == format!("{core:?}") || before.contains("phase: Applying");
+            hold(effects.is_empty() && same, FENCED, || {
+                format!("worker {worker} did {effects:?}")
+            });
+        }
+        self.work_all(worker, effects);
     }
 
     pub(super) fn tell_worker(&mut self, worker: usize, event: work::Event) {
-        let Some(core) = &mut self.workers[worker].core else {
-            return;
-        };
-        for effect in core.apply(event) {
-            let last = matches!(effect, work::Effect::Exit { .. });
+        if let Some(core) = self.workers[worker].core.as_mut() {
+            let effects = core.apply(event);
+            self.work_all(worker, effects);
+        }
+    }
+
+    fn work_all(&mut self, worker: usize, effects: Vec<work::Effect>) {
+        let life = self.workers[worker].life;
+        for effect in effects {
+            if !self.alive(worker, life) {
+                return;
+            }
             self.work(worker, effect);
-            if last {
-                break;
+            if let Some(left) = self.workers[worker].dies_after.as_mut() {
+                if *left == 0 {
+                    self.say(|| format!("worker {worker} dies between two effects"));
+                    self.kill_worker(worker);
+                    return;
+                }
+                *left -= 1;
             }
         }
     }
 
-    pub(super) fn held(&self, worker: usize, step: u64) -> State {
+    fn held(&self, worker: usize, step: u64) -> State {
         let state = self.workers[worker].state;
-        let state = state.filter(|s| s.step == step);
-        state.unwrap_or_else(|| panic!("worker {worker} was asked for step {step}, which is gone"))
+        let held = state.is_some_and(|s| s.step == step);
+        hold(held, STATE_OF_STEP, || {
+            format!("worker {worker} was asked for step {step}, it holds {state:?}")
+        });
+        state.unwrap_or(State { step, value: 0 })
     }
 
-    pub(super) fn work(&mut self, worker: usize, effect: work::Effect) {
+    fn work(&mut self, worker: usize, effect: work::Effect) {
         use work::Effect as E;
         let life = self.workers[worker].life;
         match effect {
-            E::Send(body) => self.send_up(worker, body),
-            E::Reconnect => self.end_session(worker),
+            E::Send(body) => {
+                if let up::Body::Ready(ready) = &body {
+                    self.saw_ready(worker, ready);
+                }
+                self.send_up(worker, body);
+            }
+            E::Reconnect => {
+                self.end_session(worker);
+            }
             E::Compute {
                 step,
                 lane,
                 quarantine,
             } => {
-                let state = self.held(worker, step);
                 let shard = shard_read(step, lane, &quarantine);
-                let cost = 5 + self.below(20);
-                let done = self.workers[worker].device_free_at.max(self.now) + cost;
-                self.workers[worker].device_free_at = done;
-                if self.is_lost(worker, shard) {
-                    let event = work::Event::Unreadable {
-                        step,
-                        lane,
-                        shards: vec![v1::Shard {
-                            shard,
-                            file: format!("{shard}.tar"),
-                            ..Default::default()
-                        }],
-                        detail: "simulated".into(),
-                    };
-                    self.after(done - self.now, Happening::Worker(worker, life, event));
-                    return;
-                }
-                self.lanes_computed += 1;
-                self.workers[worker].shards_read.insert(lane, shard);
-                let report = match is_apart(worker) {
-                    true => v1::LaneReport {
-                        lane,
-                        ..Default::default()
-                    },
-                    false => lane_report(step, lane, shard),
-                };
-                let event = work::Event::LaneDone {
-                    step,
-                    report,
-                    gradient: gradient(state, lane, shard).into(),
-                    seconds: cost as f64 / 1000.0,
-                };
-                self.after(done - self.now, Happening::Worker(worker, life, event));
+                self.compute(worker, step, lane, shard);
             }
             E::DigestLane {
                 attempt,
@@ -221,7 +219,7 @@ impl World {
                     digest: Ok(digest(&gradient)),
                     seconds,
                 };
-                let delay = 1 + self.below(5);
+                let delay = self.draw(HASHED);
                 self.after(delay, Happening::Worker(worker, life, event));
             }
             E::DigestState { step } => {
@@ -230,39 +228,40 @@ impl World {
                     digest: Some(state_digest(self.held(worker, step))),
                     seconds: 0.001,
                 };
-                let delay = 1 + self.below(20);
+                let delay = self.draw(HASHED);
                 self.after(delay, Happening::Worker(worker, life, event));
             }
             E::Prefetch { .. } | E::Stage { .. } | E::Unstage | E::Measured { .. } => {}
             E::MakeId { generation } => self.make_id(worker, generation),
             E::Reduce(exchange) => self.join(worker, exchange),
-            E::AbortReduce => self.leave_exchanges(worker, Vec::new()),
+            E::AbortReduce => self.leave_exchanges(worker),
             E::Apply {
                 step,
                 sum,
                 snapshot_parts,
             } => {
                 let state = updated(self.held(worker, step), &sum);
-                let expected = self.reference[step as usize + 1].0;
-                assert_eq!(
-                    state, expected,
-                    "the state after step {step} on worker {worker}"
-                );
-                self.workers[worker].state = Some(state);
-                self.store_parts(worker, state, &snapshot_parts);
+                self.hold_state(worker, state);
+                for part in snapshot_parts {
+                    self.upload(worker, life, state, part);
+                }
+                let delay = self.draw(self.costs.apply);
                 let event = work::Event::Applied { step };
-                let delay = self.below(10);
                 self.after(delay, Happening::Worker(worker, life, event));
             }
             E::Load { step, manifest } => {
-                let there = self.durable.manifests.contains(&step);
-                assert_eq!(there, !manifest.is_empty(), "a manifest that stands");
+                let there = self.store.manifests.contains(&step);
+                hold(there != manifest.is_empty(), STATE_OF_STEP, || {
+                    format!("worker {worker} is to load `{manifest}` for step {step}")
+                });
                 self.acquire(worker, step, None);
             }
             E::Copy { step, sources } => self.acquire(worker, step, Some(sources)),
             E::StoreParts { step, parts } => {
                 let state = self.held(worker, step);
-                self.store_parts(worker, state, &parts);
+                for part in parts {
+                    self.upload(worker, life, state, part);
+                }
             }
             E::Evaluate { step } => {
                 let _ = self.held(worker, step);
@@ -270,67 +269,136 @@ impl World {
                     step,
                     ..Default::default()
                 };
-                self.report(worker, up::Body::Evaluated(evaluated));
+                self.report_later(worker, up::Body::Evaluated(evaluated));
             }
             E::Export { step } => {
-                let state = self.held(worker, step);
                 let exported = v1::Exported {
                     step,
-                    parameters_sha256: state.value.to_string(),
+                    parameters_sha256: self.held(worker, step).value.to_string(),
                     ..Default::default()
                 };
-                self.report(worker, up::Body::Exported(exported));
+                self.report_later(worker, up::Body::Exported(exported));
             }
             E::Exit { success, reason } => {
-                assert!(success, "worker {worker} gave up: {reason}");
+                hold(success, NOBODY_EXITS, || {
+                    format!("worker {worker} gave up: {reason}")
+                });
                 self.kill_worker(worker);
             }
         }
     }
 
+    fn compute(&mut self, worker: usize, step: u64, lane: u32, shard: u32) {
+        let state = self.held(worker, step);
+        let life = self.workers[worker].life;
+        let (factor, until) = self.workers[worker].slow;
+        let factor = if until > self.now { factor } else { 1 };
+        let cost = self.draw(self.costs.lane) * factor;
+        let done = self.workers[worker].device_free_at.max(self.now) + cost;
+        self.workers[worker].device_free_at = done;
+        let wait = done - self.now;
+        if self.is_lost(worker, shard) {
+            let event = work::Event::Unreadable {
+                step,
+                lane,
+                shards: vec![v1::Shard {
+                    shard,
+                    file: format!("{shard}.tar"),
+                    ..Default::default()
+                }],
+                detail: "simulated".into(),
+            };
+            self.after(wait, Happening::Worker(worker, life, event));
+            return;
+        }
+        self.counts.lanes += 1;
+        self.workers[worker].shards_read.insert(lane, shard);
+        let report = match is_apart(worker) {
+            true => v1::LaneReport {
+                lane,
+                ..Default::default()
+            },
+            false => lane_report(step, lane, shard),
+        };
+        let event = work::Event::LaneDone {
+            step,
+            report,
+            gradient: gradient(state, lane, shard).into(),
+            seconds: cost as f64 / 1000.0,
+        };
+        self.after(wait, Happening::Worker(worker, life, event));
+    }
+
+    fn hold_state(&mut self, worker: usize, state: State) {
+        let expected = self.reference.state(state.step);
+        hold(state == expected, STATE_OF_STEP, || {
+            format!("worker {worker} holds {state:?}, not {expected:?}")
+        });
+        self.workers[worker].state = Some(state);
+    }
+
     pub(super) fn report(&mut self, worker: usize, body: up::Body) {
         let life = self.workers[worker].life;
-        let delay = 5 + self.below(100);
-        self.after(
-            delay,
-            Happening::Worker(worker, life, work::Event::Report(body)),
-        );
+        let event = work::Event::Report(body);
+        self.after(0, Happening::Worker(worker, life, event));
     }
 
-    pub(super) fn store_parts(&mut self, worker: usize, state: State, parts: &[u32]) {
-        for part in parts {
-            let stored = v1::PartStored {
-                step: state.step,
-                part: *part,
-                sha256: part_hash(state, *part),
-                ..Default::default()
-            };
-            self.report(worker, up::Body::PartStored(stored));
-        }
+    fn report_later(&mut self, worker: usize, body: up::Body) {
+        let life = self.workers[worker].life;
+        let delay = self.draw(self.costs.evaluate);
+        let event = work::Event::Report(body);
+        self.after(delay, Happening::Worker(worker, life, event));
     }
 
-    pub(super) fn acquire(&mut self, worker: usize, step: u64, sources: Option<Vec<String>>) {
-        self.leave_exchanges(worker, Vec::new());
+    fn acquire(&mut self, worker: usize, step: u64, sources: Option<Vec<String>>) {
+        self.leave_exchanges(worker);
+        let way = self.draw(Span::new(5, 150));
+        let time = match &sources {
+            Some(_) => {
+                self.counts.copy_bytes += self.costs.state_bytes;
+                self.costs.copy_ms() * self.network.slowness(self.now, worker)
+            }
+            None if step == 0 => 0,
+            None => {
+                let parts = u64::from(self.setup.parts);
+                self.counts.request(Request::PartGet, parts);
+                self.costs.load_ms()
+            }
+        };
         let w = &mut self.workers[worker];
         w.state = None;
         w.acquisition += 1;
         let (life, acquisition) = (w.life, w.acquisition);
-        let delay = 5 + self.below(150);
         self.after(
-            delay,
+            way + time,
             Happening::Arrived(worker, life, acquisition, step, sources),
         );
     }
 
     pub(super) fn arrive(&mut self, worker: usize, step: u64, sources: Option<Vec<String>>) {
-        let source = |address: &String| {
-            self.workers.iter().enumerate().any(|(i, w)| {
-                let reachable = w.core.is_some() && w.paused_until <= self.now;
-                let holds = w.state.is_some_and(|s| s.step == step);
-                reachable && holds && *address == self::address(i, w.life)
-            })
+        let own = super::Process::Worker(worker);
+        let gives = |address: &String| {
+            let (peer, life) = parse_address(address);
+            let there = self.alive(peer, life) && self.workers[peer].paused_until <= self.now;
+            let holds = self.workers[peer].state.is_some_and(|s| s.step == step);
+            let parted = self
+                .network
+                .parted(self.now, own, super::Process::Worker(peer));
+            there && holds && !parted
         };
-        if sources.is_some_and(|sources| !sources.iter().any(source)) {
+        let found = match &sources {
+            Some(sources) => sources.iter().any(gives),
+            None => step == 0 || self.store.answers(self.now),
+        };
+        if !found {
+            if sources.is_none() {
+                // The store is away: the load goes on when it is back.
+                let (life, acquisition) =
+                    (self.workers[worker].life, self.workers[worker].acquisition);
+                let wait = Happening::Arrived(worker, life, acquisition, step, None);
+                self.after(500, wait);
+                return;
+            }
             let error = "no source left".to_owned();
             let copied = work::Copied::default();
             let failed = work::Event::StateFailed {
@@ -341,9 +409,9 @@ impl World {
             self.tell_worker(worker, failed);
             return;
         }
-        let state = self.reference[step as usize].0;
+        let state = self.reference.state(step);
         self.workers[worker].state = Some(state);
-        let digest = state_digest(state);
+        let digest: Digest = state_digest(state);
         let copied = work::Copied::default();
         let arrived = work::Event::StateArrived {
             step,
@@ -361,117 +429,8 @@ impl World {
             1 => Err("the library failed".to_owned()),
             _ => Ok(format!("{generation} of {}", address(worker, life)).into_bytes()),
         };
-        let delay = self.below(300);
+        let delay = self.draw(ID_MADE);
         let event = work::Event::IdMade { generation, id };
         self.after(delay, Happening::Worker(worker, life, event));
-    }
-
-    pub(super) fn join(&mut self, worker: usize, request: work::Exchange) {
-        self.leave_exchanges(worker, Vec::new());
-        let id = (request.generation, request.step);
-        let life = self.workers[worker].life;
-        let first = !self.exchanges.contains_key(&id);
-        let exchange = self.exchanges.entry(id).or_default();
-        if exchange.members.is_empty() {
-            exchange.members.clone_from(&request.members);
-        }
-        assert_eq!(exchange.members, request.members, "members agree");
-        check_links(&mut exchange.links, &request);
-        exchange.joined.insert(request.rank, (worker, life));
-        for (node, sum) in request.partials {
-            let sum = sum.read().expect("simulated gradients are on the host");
-            exchange.parts.insert(node, sum);
-        }
-        let dead: Vec<u32> = (0..exchange.members.len())
-            .filter(|rank| {
-                let address = &exchange.members[*rank].0;
-                let there = |(i, w): (usize, &Worker)| {
-                    w.core.is_some() && *address == self::address(i, w.life)
-                };
-                !self.workers.iter().enumerate().any(there)
-            })
-            .map(|rank| rank as u32)
-            .collect();
-        if exchange.failed || !dead.is_empty() {
-            exchange.failed = true;
-            self.fail_exchange(id, dead);
-            return;
-        }
-        if exchange.joined.len() == exchange.members.len() {
-            let sum = tree_sum(root(self.sizes.lanes), &exchange.parts).expect("nodes tile");
-            let joined: Vec<(usize, (usize, u64))> =
-                exchange.joined.iter().map(|(r, w)| (*r, *w)).collect();
-            let members = exchange.members.clone();
-            let parts = exchange.parts.clone();
-            for (rank, (worker, life)) in joined {
-                let shards_read = &self.workers[worker].shards_read;
-                let lanes = members[rank].1.iter().flat_map(|n| n.start..n.end);
-                let late = match is_apart(worker) {
-                    true => work::LateReports {
-                        reports: lanes
-                            .map(|lane| lane_report(id.1, lane, shards_read[&lane]))
-                            .collect(),
-                        seconds: 0.01,
-                    },
-                    false => work::LateReports::default(),
-                };
-                let own = members[rank].1.iter();
-                let digests = work::Digests {
-                    nodes: own.map(|n| (*n, digest(&parts[n]).0 as u64)).collect(),
-                    sum_parts: Vec::new(),
-                    state: Some(state_digest(self.held(worker, id.1))),
-                };
-                let event = work::Event::Reduced {
-                    generation: id.0,
-                    step: id.1,
-                    digest: digest(&sum),
-                    sum: sum.clone(),
-                    finite: true,
-                    late,
-                    digests,
-                };
-                let delay = 1 + self.below(40);
-                self.after(delay, Happening::Worker(worker, life, event));
-            }
-            self.exchanges.remove(&id);
-        } else if first {
-            self.after(START_TIMEOUT_MS, Happening::StartTimeout(id.0, id.1));
-        }
-    }
-
-    /// Everybody in an exchange hears that it failed.
-    pub(super) fn fail_exchange(&mut self, id: (u64, u64), ranks: Vec<u32>) {
-        let Some(exchange) = self.exchanges.get_mut(&id) else {
-            return;
-        };
-        exchange.failed = true;
-        let joined: Vec<(usize, u64)> =
-            std::mem::take(&mut exchange.joined).into_values().collect();
-        for (worker, life) in joined {
-            let event = work::Event::ReduceFailed {
-                generation: id.0,
-                step: id.1,
-                ranks: ranks.clone(),
-                detail: "broken".into(),
-            };
-            let delay = 1 + self.below(40);
-            self.after(delay, Happening::Worker(worker, life, event));
-        }
-    }
-
-    /// Leaves what `worker` had joined; the others hear of it.
-    pub(super) fn leave_exchanges(&mut self, worker: usize, ranks: Vec<u32>) {
-        let mine = |e: &Exchange| e.joined.values().any(|(w, _)| *w == worker);
-        let ids: Vec<(u64, u64)> = self
-            .exchanges
-            .iter()
-            .filter(|(_, e)| mine(e))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in ids {
-            let exchange = self.exchanges.get_mut(&id).expect("was found");
-            exchange.joined.retain(|_, (w, _)| *w != worker);
-            self.fail_exchange(id, ranks.clone());
-        }
     }
 }

@@ -18,8 +18,8 @@ const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
 /// What an undisturbed run with one worker ends with; one per set of overrides that changes bits.
 pub fn undisturbed(settings: &[String]) -> Hashes {
     static KNOWN: Mutex<BTreeMap<Vec<String>, Hashes>> = Mutex::new(BTreeMap::new());
-    // These change when something happens, never what is computed.
-    let when = ["cluster.", "checkpoint."];
+    // These change when something happens or where it lies, never what is computed.
+    let when = ["cluster.", "checkpoint.", "data.train"];
     let changes = |s: &&String| !when.iter().any(|key| s.starts_with(key));
     let key: Vec<String> = settings.iter().filter(changes).cloned().collect();
     let known = KNOWN.lock().expect("no panic inside").get(&key).cloned();
@@ -71,10 +71,13 @@ impl Case {
             });
     }
 
-    /// Fires the fault; the clock of detection and recovery starts just before.
+    /// Fires the fault; the clock of detection and recovery starts just before, the first time.
     pub fn fire<T>(&mut self, act: impl FnOnce(&mut Cluster) -> T) -> T {
-        self.generation = self.run.generation();
-        let at = *self.at.get_or_insert_with(Instant::now);
+        let at = Instant::now();
+        if self.at.is_none() {
+            self.generation = self.run.generation();
+            self.at = Some(at);
+        }
         let done = act(&mut self.run);
         assert!(at.elapsed() < SIGNAL_PATIENCE, "the fault took its time");
         done
@@ -92,9 +95,17 @@ impl Case {
 
     /// Waits for the coordinator's word about `worker`, then for the next commit.
     pub fn seen_and_recovered(&mut self, worker: u64, reasons: &[Reason]) {
-        let seen = self.run.noticed(worker, reasons);
+        let fault = self.at.expect("was fired");
+        let seen = self.run.noticed(fault, worker, reasons);
         self.seen = Some(self.since(seen));
         self.recover();
+    }
+
+    /// Waits until `worker` is here again; its word may have come already.
+    pub fn back(&mut self, worker: u64) {
+        let fault = self.at.expect("was fired");
+        let here = [Reason::WorkerJoined, Reason::WorkerReturned];
+        self.run.noticed(fault, worker, &here);
     }
 
     /// What of the coordinator's events says that it sees the fault.
@@ -112,11 +123,6 @@ impl Case {
     /// From the fault until the coordinator saw it.
     pub fn seen(&self) -> Option<Duration> {
         self.seen
-    }
-
-    /// From the fault until the commit that ended the stall.
-    pub fn recovered(&self) -> Option<Duration> {
-        self.recovered
     }
 
     /// The end of the run: the bits of an undisturbed one, and a ledger that proves it.

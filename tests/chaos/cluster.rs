@@ -17,35 +17,44 @@ use crate::network::{self, on};
 use crate::watch::{Seen, Watch};
 
 /// Everything here takes seconds; this is for a machine that is busy with something else.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How often processes are looked after while no event comes.
 const TEND_INTERVAL: Duration = Duration::from_millis(10);
 /// A process that dies so often has another fault than the one under test.
 const RESTARTS_MAX: u32 = 200;
+
+/// The smallest run that has everything in it.
+pub const TINY: &str = "configs/tiny.toml";
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Workers at the start; named `worker-0` and so on.
     pub workers: u32,
-    /// Overrides of configs/tiny.toml, `key=value`.
+    /// The run file.
+    pub config: &'static str,
+    /// Overrides of it, `key=value`.
     pub settings: Vec<String>,
     /// More arguments of one worker's first process.
     pub injected: Option<(u32, String)>,
-    /// Environment of one process, by its name.
+    /// Environment of one process by its name, of all by `*`.
     pub environment: Vec<(String, String, String)>,
-    /// The run's root, where it is not a folder of the cluster's own.
+    /// The run's root, where it is not a folder of the cluster's own. A store brings the run file.
     pub root: Option<String>,
+    /// Workers whose shard cache lies elsewhere.
+    pub caches: Vec<(u32, PathBuf)>,
 }
 
 impl Setup {
     pub fn new(workers: u32, settings: &[&str]) -> Self {
         Setup {
             workers,
+            config: TINY,
             settings: settings.iter().map(|s| (*s).to_owned()).collect(),
             injected: None,
             environment: Vec::new(),
             root: None,
+            caches: Vec::new(),
         }
     }
 }
@@ -90,8 +99,12 @@ impl Cluster {
         let root = folder.join("run").display().to_string();
         let root = setup.root.clone().unwrap_or(root);
         fs::create_dir_all(folder.join("logs")).expect("is made");
-        fs::create_dir_all(folder.join("run")).expect("is made");
-        fs::write(folder.join("run/run.toml"), resolved(&setup.settings)).expect("is written");
+        let text = resolved(setup.config, &setup.settings);
+        if !root.contains("://") {
+            fs::create_dir_all(&root).expect("is made");
+            fs::write(Path::new(&root).join("run.toml"), &text).expect("is written");
+        }
+        fs::write(folder.join("run.toml"), text).expect("is written");
         let watch = Watch::new(folder.join("address"));
         let workers = setup.workers;
         let mut cluster = Cluster {
@@ -143,7 +156,10 @@ impl Cluster {
                     &address.to_string(),
                     "--cache",
                 ]);
-                command.arg(self.folder.join(format!("cache-{id}")));
+                let mut caches = self.setup.caches.iter();
+                let elsewhere = caches.find(|(whose, _)| whose.to_string() == id);
+                let own = self.folder.join(format!("cache-{id}"));
+                command.arg(elsewhere.map_or(&own, |(_, cache)| cache));
                 let injected = self.setup.injected.as_ref();
                 // A fault of the first process; its successor has other memory.
                 if let Some((_, fault)) = injected.filter(|(whom, _)| whom.to_string() == id)
@@ -161,14 +177,14 @@ impl Cluster {
             .setup
             .environment
             .iter()
-            .filter(|(who, ..)| who == name);
+            .filter(|(who, ..)| who == name || who == "*");
         command.envs(environment.map(|(_, key, value)| (key, value)));
         let child = command
             .arg("--address-file")
             .arg(self.folder.join("address"))
             .args(["--root", &self.root, "--log"])
             .arg(logs.join(format!("{name}.jsonl")))
-            .arg(self.folder.join("run/run.toml"))
+            .arg(self.folder.join("run.toml"))
             .env("RAYON_NUM_THREADS", "1")
             .env_remove("BELFRY_SET")
             .stdin(Stdio::null())
@@ -308,11 +324,16 @@ impl Cluster {
             .at
     }
 
-    /// Waits for a notice with one of these reasons about `worker`; when it was heard of.
-    pub fn noticed(&mut self, worker: u64, reasons: &[Reason]) -> Instant {
+    /// Waits for a notice with one of these reasons about `worker` that comes behind `since`; when
+    /// it was heard of.
+    pub fn noticed(&mut self, since: Instant, worker: u64, reasons: &[Reason]) -> Instant {
         let hit = |seen: &Seen| {
-            seen.event.worker_id == Some(worker) && reasons.contains(&seen.event.reason())
+            let event = &seen.event;
+            seen.at >= since && event.worker_id == Some(worker) && reasons.contains(&event.reason())
         };
+        if let Some(before) = self.seen.iter().find(|seen| hit(seen)) {
+            return before.at;
+        }
         self.until(&format!("{reasons:?} about worker {worker}"), hit)
             .at
     }
@@ -347,6 +368,21 @@ impl Cluster {
         fs::read_to_string(file).unwrap_or_default()
     }
 
+    /// Waits until the coordinator gives the run up, and forgives it: whoever looks after the
+    /// processes starts them again. Gives what it said.
+    pub fn given_up(&mut self) -> String {
+        let begun = Instant::now();
+        loop {
+            self.listen(|_| false);
+            if let Some(why) = self.failed.take() {
+                return why;
+            }
+            if begun.elapsed() > PATIENCE {
+                self.give_up("the run is given up");
+            }
+        }
+    }
+
     /// Waits for the end of the run and of all its processes.
     pub fn finish(&mut self) -> Hashes {
         let begun = Instant::now();
@@ -374,7 +410,9 @@ impl Cluster {
     /// Proves by the ledger that every step is there once and every pair was trained exactly once.
     pub fn audit(&self) {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_belfry"));
+        let environment = self.setup.environment.iter().filter(|(who, ..)| who == "*");
         let command = command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.envs(environment.map(|(_, key, value)| (key, value)));
         let output = command
             .args(["audit", "--run", &self.root])
             .output()
@@ -418,12 +456,12 @@ impl Drop for Cluster {
 }
 
 /// The run file with these overrides, on data that is packed once.
-fn resolved(settings: &[String]) -> String {
+pub fn resolved(config: &str, settings: &[String]) -> String {
     let data = data();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_belfry"));
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["config", "configs/tiny.toml"])
+        .args(["config", config])
         .arg("--set")
         .arg(format!("data.train={}", data.join("train").display()))
         .arg("--set")
@@ -438,14 +476,14 @@ fn resolved(settings: &[String]) -> String {
 }
 
 /// Packed photographs, in a folder of this program's own.
-fn data() -> &'static Path {
+pub fn data() -> &'static Path {
     static DATA: std::sync::LazyLock<tempfile::TempDir> = std::sync::LazyLock::new(|| {
         let folder = tempfile::tempdir().expect("a folder");
         let place = |name: &str| folder.path().join(name).display().to_string();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_belfry"));
         command
             .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args(["run", "configs/tiny.toml", "--workers", "1"])
+            .args(["run", TINY, "--workers", "1"])
             .args(["--set", "run.steps=3", "--set"])
             .arg(format!("data.train={}", place("train")))
             .arg("--set")

@@ -4,37 +4,91 @@
 //! and prints how long the fault took to be seen and to be over.
 //!
 //! `cargo test --release --workspace --test chaos` runs all, `-- kill` those whose name says so.
-//! `BELFRY_CHAOS_LONG=1` measures the targets over many faults, `BELFRY_CHAOS_REPEAT=N` runs the
+//! `BELFRY_CHAOS_LONG=10` measures the targets over many faults, `BELFRY_CHAOS_REPEAT=N` runs the
 //! suite so many times and stops at the first failure with its folders kept.
 
 mod apart;
 mod case;
+mod clock;
 mod cluster;
+mod disks;
+mod figures;
+#[path = "../../shard_tools/tests/store/http_server.rs"]
+mod http_server;
 mod network;
 mod networks;
 mod processes;
 mod proxy;
+#[path = "../promises/s3_server.rs"]
+mod s3_server;
+mod silent;
 #[path = "../promises/skipped.rs"]
 mod skipped;
+mod stores;
 mod table;
 mod watch;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use libtest_mimic::{Arguments, Trial};
 
 /// A name, and what it does.
 type Test = (&'static str, fn());
 
+/// Faults that Belfry does not stand yet, each with what is missing; `-- --ignored` runs them.
+const NOT_YET: &[(&str, &str)] = &[
+    ("flipped_bit_in_a_lane", "a lane audit"),
+    (
+        "flipped_bit_in_a_state",
+        "digests of the state at the commit",
+    ),
+    (
+        "full_disk_at_a_checkpoint",
+        "uploads that are tried again, and a word about them",
+    ),
+];
+
 fn trials() -> Vec<Trial> {
-    let all = [processes::TESTS, networks::TESTS].concat();
+    let mut all = [
+        processes::TESTS,
+        networks::TESTS,
+        disks::TESTS,
+        stores::TESTS,
+        clock::TESTS,
+        silent::TESTS,
+    ]
+    .concat();
+    if figures::minutes().is_some() {
+        all.extend(figures::TESTS);
+    }
     let trial = |(name, test): Test| {
-        Trial::test(name, move || {
+        let missing = NOT_YET.iter().any(|(fault, _)| *fault == name);
+        let trial = Trial::test(name, move || {
             test();
             Ok(())
-        })
+        });
+        trial.with_ignored_flag(missing)
     };
     all.into_iter().map(trial).collect()
+}
+
+/// Runs everything that was asked for, so many times, up to the first failure.
+fn repeat(arguments: &Arguments, times: u32) -> ExitCode {
+    for time in 1..=times {
+        let begun = Instant::now();
+        let conclusion = libtest_mimic::run(arguments, trials());
+        table::print();
+        if conclusion.has_failed() {
+            table::say(&format!("failed in repetition {time} of {times}"));
+            return conclusion.exit_code();
+        }
+        let seconds = begun.elapsed().as_secs();
+        table::say(&format!(
+            "repetition {time} of {times} is green after {seconds} s"
+        ));
+    }
+    ExitCode::SUCCESS
 }
 
 fn main() -> ExitCode {
@@ -52,7 +106,7 @@ fn main() -> ExitCode {
     network::open();
     // They would only slow each other down, and the clock is part of what is tested.
     arguments.test_threads = Some(1);
-    let conclusion = libtest_mimic::run(&arguments, trials());
-    table::print();
-    conclusion.exit_code()
+    let times = std::env::var("BELFRY_CHAOS_REPEAT").ok();
+    let times = times.map_or(1, |n| n.parse().expect("BELFRY_CHAOS_REPEAT is a number"));
+    repeat(&arguments, times)
 }

@@ -99,14 +99,9 @@ impl Filter {
         )
     }
 
-    /// Rules for what arrives at `host`.
-    pub fn arriving(host: &str, rules: &[String]) -> Self {
-        Filter::make(
-            Some(host),
-            "inet",
-            "type filter hook input priority 0;",
-            rules,
-        )
+    /// Rules for what arrives at the hub.
+    pub fn arriving(rules: &[String]) -> Self {
+        Filter::make(None, "inet", "type filter hook input priority 0;", rules)
     }
 
     /// Leads connections that `host` makes elsewhere.

@@ -46,11 +46,6 @@ const DEFAULT_STALL: &str = "cluster.max_stall_seconds=10";
 /// A busy machine sees a little later.
 const SLACK: Duration = Duration::from_secs(2);
 
-fn back(case: &mut Case, worker: u64) {
-    case.run
-        .noticed(worker, &[Reason::WorkerJoined, Reason::WorkerReturned]);
-}
-
 fn partition_of_a_worker() {
     if !filters() {
         return;
@@ -68,7 +63,7 @@ fn partition_of_a_worker() {
     );
     case.fired(format!("{} packets dropped", some(filter.packets())));
     drop(filter);
-    back(&mut case, 1);
+    case.back(1);
     let run = case.end();
     assert_eq!(run.recomputed, 0);
 }
@@ -140,7 +135,7 @@ fn half_open_after_a_worker_died() {
     });
     case.seen_and_recovered(1, GONE);
     case.fired(format!("{} packets dropped", some(filter.packets())));
-    back(&mut case, 1);
+    case.back(1);
     let run = case.end();
     assert_eq!(run.recomputed, 0);
 }

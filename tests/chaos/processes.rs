@@ -111,8 +111,7 @@ fn freeze_of_a_worker_that_is_long() {
     case.fired(format!("1: state {stopped} in /proc"));
     assert_eq!(stopped, 'T');
     thaw(frozen);
-    case.run
-        .noticed(1, &[Reason::WorkerJoined, Reason::WorkerReturned]);
+    case.back(1);
     let run = case.end();
     assert_eq!(
         (run.restarts, run.recomputed),
@@ -157,7 +156,7 @@ fn term_of_a_worker() {
     ));
     case.recover();
     case.run.spawn("worker-1");
-    case.run.noticed(1, &[Reason::WorkerJoined]);
+    case.back(1);
     let run = case.end();
     assert_eq!(run.recomputed, 0);
 }

@@ -51,9 +51,9 @@ pub fn add(line: Line) {
     LINES.lock().expect("no panic inside").push(line);
 }
 
-/// Prints all lines.
+/// Prints all lines and forgets them.
 pub fn print() {
-    let lines = LINES.lock().expect("no panic inside");
+    let lines = std::mem::take(&mut *LINES.lock().expect("no panic inside"));
     if lines.is_empty() {
         return;
     }
@@ -62,7 +62,7 @@ pub fn print() {
         "fault", "fired", "seen", "commit"
     ));
     say(&format!("|{}|", "-".repeat(136)));
-    for line in lines.iter() {
+    for line in &lines {
         say(&line.text());
     }
     say(

@@ -3,6 +3,7 @@
 
 mod audit;
 mod bench;
+mod failover;
 mod inspect;
 mod s3_server;
 mod shards;

@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct S3Server {
     child: Child,
     endpoint: String,
+    ip: String,
+    port: u16,
+    filer: u16,
     _folder: tempfile::TempDir,
 }
 
@@ -46,6 +49,11 @@ fn free_ports() -> Vec<u16> {
 impl S3Server {
     /// Starts a server with an empty bucket; `None`, said loudly, where the program is missing.
     pub fn start() -> Option<Self> {
+        S3Server::start_at("127.0.0.1")
+    }
+
+    /// The same at an address of this host that others reach too.
+    pub fn start_at(ip: &str) -> Option<Self> {
         let program = std::env::var("BELFRY_WEED").unwrap_or_else(|_| "weed".into());
         let version = Command::new(&program).arg("version").output();
         if version.is_err() {
@@ -78,12 +86,9 @@ impl S3Server {
         let child = Command::new(&program)
             .arg("server")
             .arg(format!("-dir={}", data.display()))
-            .args([
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                "-s3",
-                "-volume.max=10",
-            ])
+            .arg(format!("-ip={ip}"))
+            .arg(format!("-ip.bind={ip}"))
+            .args(["-s3", "-volume.max=10"])
             .arg("-master.volumeSizeLimitMB=256")
             .arg(format!("-s3.config={}", config.display()))
             .arg(format!("-s3.port={s3}"))
@@ -98,17 +103,20 @@ impl S3Server {
             .expect("the server starts");
         let server = S3Server {
             child,
-            endpoint: format!("http://127.0.0.1:{s3}"),
+            endpoint: format!("http://{ip}:{s3}"),
+            ip: ip.to_owned(),
+            port: s3,
+            filer,
             _folder: folder,
         };
-        server.make_bucket(&program, master, filer);
+        server.make_bucket(&program, master);
         Some(server)
     }
 
-    fn make_bucket(&self, program: &str, master: u16, filer: u16) {
+    fn make_bucket(&self, program: &str, master: u16) {
         let begun = Instant::now();
         loop {
-            if self.bucket_made(program, master, filer) {
+            if self.bucket_made(program, master) {
                 return;
             }
             assert!(begun.elapsed() < PATIENCE, "no S3 server in time");
@@ -116,15 +124,15 @@ impl S3Server {
         }
     }
 
-    fn bucket_made(&self, program: &str, master: u16, filer: u16) -> bool {
-        let address = self.endpoint.trim_start_matches("http://");
-        if std::net::TcpStream::connect(address).is_err() {
+    fn bucket_made(&self, program: &str, master: u16) -> bool {
+        let (ip, filer) = (&self.ip, self.filer);
+        if std::net::TcpStream::connect((ip.as_str(), self.port)).is_err() {
             return false;
         }
         let mut shell = Command::new(program)
             .arg("shell")
-            .arg(format!("-master=127.0.0.1:{master}"))
-            .arg(format!("-filer=127.0.0.1:{filer}"))
+            .arg(format!("-master={ip}:{master}"))
+            .arg(format!("-filer={ip}:{filer}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -143,7 +151,7 @@ impl S3Server {
     /// Lets `command` reach this server with these credentials.
     pub fn reach<'a>(&self, command: &'a mut Command, secret: &str) -> &'a mut Command {
         command
-            .env("AWS_ENDPOINT_URL", &self.endpoint)
+            .env("AWS_ENDPOINT_URL", self.endpoint())
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", secret)
             .env("AWS_REGION", "us-east-1")
@@ -152,6 +160,32 @@ impl S3Server {
     /// Where it listens: `http://HOST:PORT`.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Puts an object by the server's other door, which asks for no signature.
+    pub fn put(&self, path: &str, text: &str) {
+        let door = (self.ip.as_str(), self.filer);
+        let mut stream = std::net::TcpStream::connect(door).expect("the filer listens");
+        let request = format!(
+            "PUT /buckets/{BUCKET}/{path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n{text}",
+            self.ip,
+            text.len()
+        );
+        stream.write_all(request.as_bytes()).expect("is read");
+        let mut answer = String::new();
+        let _ = std::io::Read::read_to_string(&mut stream, &mut answer);
+        assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
     }
 
     /// The URL of `path` in the bucket.

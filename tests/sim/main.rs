@@ -1,162 +1,162 @@
-//! Seeded simulation: the cores that run in production, under faults at random moments. A run must
-//! end with the reference's bits and a receipt for every step, whatever happens on the way.
+//! Seeded simulation: the cores that run in production, under faults of processes, network and
+//! store at random moments. A run must end with the reference's bits and a receipt for every step,
+//! whatever happens on the way.
 //!
 //! A failure prints its seed; `BELFRY_SEED=…` runs that one alone with its log, `BELFRY_SEEDS=…`
-//! runs so many.
+//! runs so many, from `BELFRY_FIRST_SEED=…` on.
 
-use belfry_coordinator::core::LinkPolicy;
-use belfry_simulator::{Fault, SHARDS, Sizes, World};
+mod cases;
 
-/// Seeds of an ordinary test run: seconds.
-const SEEDS: u64 = 1500;
-/// Faults end before this time.
-const FAULTS_UNTIL_MS: u64 = 3_000;
-/// After the last fault a run must end within this time: many timeouts, and no more.
-const PATIENCE_MS: u64 = 300_000;
+use std::time::{Duration, Instant};
+
+use belfry_simulator::{Costs, Counts, Mtbf, Setup, Span, World};
+
+use cases::{Case, Failure, on_all_cores};
+
+/// Seeds of an ordinary test run.
+const SEEDS: u64 = 10_000;
 
 fn environment(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn world(seed: u64) -> World {
-    let mut world = World::new(
-        seed,
-        Sizes {
-            workers: 1,
-            lanes: 1,
-            steps: 1,
-            checkpoint_every: 1,
-            parts: 1,
-            stall_ms: 3_400,
-            links: LinkPolicy::Tcp,
-            lacks_links: false,
-            quarantine_shards_max: 0,
-            horizon_steps: 64,
-            audit_every: 0,
-        },
-    );
-    let sizes = Sizes {
-        workers: 1 + world.below(5) as usize,
-        lanes: [3, 4, 7, 8][world.below(4) as usize],
-        steps: 4 + world.below(20),
-        checkpoint_every: 2 + world.below(6),
-        parts: 1 + world.below(4) as u32,
-        stall_ms: 3_400,
-        links: [
-            LinkPolicy::Tcp,
-            LinkPolicy::Device {
-                hierarchical: false,
-            },
-            LinkPolicy::Device { hierarchical: true },
-        ][world.below(3) as usize],
-        lacks_links: world.below(4) == 0,
-        quarantine_shards_max: world.below(4) as u32,
-        horizon_steps: 1 + world.below(6),
-        audit_every: world.below(4),
+/// Says what a case needs to fail, and fails.
+fn report(case: &Case, failure: &Failure) -> ! {
+    let least = case.shrunk();
+    let (why, log) = match least.run() {
+        Err(failure) => (failure.why, failure.log),
+        Ok(_) => (failure.why.clone(), failure.log.clone()),
     };
-    let mut world = World::new(seed.wrapping_mul(31) + 7, sizes);
-    for _ in 0..world.below(9) {
-        let at = world.below(FAULTS_UNTIL_MS);
-        let worker = world.below(sizes.workers as u64) as usize;
-        let time = world.below(4_000);
-        let shard = world.below(SHARDS.into()) as u32;
-        let fault = match world.below(11) {
-            0 | 1 => Fault::KillWorker(worker),
-            2 | 3 => Fault::KillCoordinator,
-            4 => Fault::PauseWorker(worker, time),
-            5 => Fault::PauseCoordinator(time),
-            6 => Fault::CutSession(worker),
-            7 => Fault::BreakExchange(worker),
-            8 => Fault::Terminate(worker),
-            9 => Fault::LoseShard(Some(worker), shard),
-            _ => Fault::LoseShard(None, shard),
-        };
-        world.schedule(at, fault);
+    for line in log {
+        eprintln!("{line}");
     }
-    world
+    eprintln!("{:#?}", least.setup);
+    eprintln!(
+        "of {} faults it needs {:?}",
+        case.faults.len(),
+        least.faults
+    );
+    let seed = case.seed;
+    panic!(
+        "seed {seed}: {why}\nreplay: BELFRY_SEED={seed} cargo test --release --workspace --test sim \
+         -- faults_at_any_moment --nocapture"
+    );
 }
 
-fn check(seed: u64) -> World {
-    let mut world = world(seed);
-    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let ended = world.run(FAULTS_UNTIL_MS + PATIENCE_MS);
-        assert!(ended, "the run did not end");
-        world.check_end();
-        // The cure for a member that does nothing must not be needed.
-        let idle = world.log.iter().find(|line| line.contains("it is idle"));
-        assert_eq!(idle, None, "a member was idle");
-    }));
-    if let Err(panic) = ended {
-        for line in &world.log {
-            eprintln!("{line}");
-        }
-        eprintln!(
-            "seed {seed}, {:?}: BELFRY_SEED={seed} repeats it",
-            world.sizes
-        );
-        std::panic::resume_unwind(panic);
-    }
-    world
+#[derive(Default)]
+struct Tally {
+    counts: Counts,
+    failures: Vec<(u64, String)>,
 }
 
 #[test]
 fn faults_at_any_moment_change_no_bit_and_stop_no_run() {
     if let Some(seed) = environment("BELFRY_SEED") {
-        let world = check(seed);
-        world.log.iter().for_each(|line| println!("{line}"));
+        let case = Case::of(seed);
+        match case.run() {
+            Ok(world) => world.log.iter().for_each(|line| println!("{line}")),
+            Err(failure) => report(&case, &failure),
+        }
         return;
     }
     let seeds = environment("BELFRY_SEEDS").unwrap_or(SEEDS);
-    let (mut repeated, mut faults) = (0u64, 0usize);
-    let (mut quarantines, mut restored) = (0, 0);
-    for seed in 0..seeds {
-        let world = check(seed);
-        repeated += world.commits.values().filter(|n| **n > 1).count() as u64;
-        quarantines += world.quarantines;
-        restored += world.restored;
-        faults += world
-            .log
-            .iter()
-            .filter(|line| line.contains("FAULT"))
-            .count();
+    let first = environment("BELFRY_FIRST_SEED").unwrap_or(0);
+    let begun = Instant::now();
+    let tallies: Vec<Tally> =
+        on_all_cores(
+            first..first + seeds,
+            |seed, tally: &mut Tally| match Case::of(seed).run() {
+                Ok(world) => tally.counts.add(&world.counts),
+                Err(failure) => tally.failures.push((seed, failure.why)),
+            },
+        );
+    let seconds = begun.elapsed().as_secs_f64();
+    let mut total = Counts::default();
+    tallies.iter().for_each(|tally| total.add(&tally.counts));
+    let mut failures: Vec<_> = tallies.into_iter().flat_map(|t| t.failures).collect();
+    failures.sort();
+    for (seed, why) in failures.iter().take(20) {
+        eprintln!("seed {seed}: {why}");
     }
+    if let Some((seed, _)) = failures.first() {
+        eprintln!("{} of {seeds} seeds fail", failures.len());
+        let case = Case::of(*seed);
+        let failure = case.run().err();
+        report(&case, &failure.expect("a seed fails always or never"));
+    }
+    let faults: u64 = total.faults.values().sum();
     println!(
-        "{seeds} runs, {faults} faults, {repeated} steps committed again to the same bits, \
-         {quarantines} quarantines, {restored} stops until a shard was back"
+        "{seeds} runs in {seconds:.1} s ({:.0} a second), {faults} faults, {} steps, {} of them \
+         committed again to the same bits, {} generations, {} terms, {} quarantines, {} stops until \
+         a shard was back",
+        seeds as f64 / seconds,
+        total.steps,
+        total.steps_again,
+        total.generations,
+        total.terms,
+        total.quarantines,
+        total.restored
     );
-    assert!(
-        faults > 0 && quarantines > 0 && restored > 0,
-        "faults fired"
-    );
+    for (fault, n) in &total.faults {
+        println!("{n:>9} {fault}");
+    }
+    if seeds >= SEEDS {
+        assert!(total.faults.len() >= 20, "every kind of fault fired");
+        assert!(total.quarantines > 0 && total.restored > 0);
+    }
 }
 
 /// Without faults a run computes every lane of every step once and opens one generation.
 #[test]
 fn an_undisturbed_run_does_nothing_twice() {
     for workers in 1..=5 {
-        let sizes = Sizes {
-            workers,
-            lanes: 8,
-            steps: 6,
-            checkpoint_every: 3,
-            parts: 4,
-            stall_ms: 3_400,
-            links: LinkPolicy::Tcp,
-            lacks_links: false,
-            quarantine_shards_max: 0,
-            horizon_steps: 64,
-            audit_every: 0,
-        };
-        let mut world = World::new(workers as u64, sizes);
-        assert!(world.run(PATIENCE_MS), "the run did not end");
+        let mut setup = Setup::new(workers, 8, 6, Duration::from_secs(1));
+        setup.checkpoint_every = 3;
+        setup.parts = 4;
+        let mut world = World::new(workers as u64, setup, Costs::default());
+        assert!(world.run(60_000), "the run did not end");
         world.check_end();
-        assert_eq!(world.lanes_computed, 8 * 6, "{workers} workers");
-        assert!(world.commits.values().all(|n| *n == 1));
-        let generations = world
-            .log
-            .iter()
-            .filter(|l| l.contains("] generation"))
-            .count();
-        assert_eq!(generations, 1, "{:#?}", world.log);
+        assert_eq!(world.counts.lanes, 8 * 6, "{workers} workers");
+        assert_eq!(world.counts.generations, 1, "{:#?}", world.log);
+        assert!(world.commits().all(|(_, n)| n == 1));
+        assert_eq!(world.counts.steps_again, 0);
     }
+}
+
+/// A rehearsal's size: the same seed gives the same run, and a day takes seconds.
+#[test]
+fn a_day_of_64_workers_that_fail_is_simulated_in_seconds() {
+    const DAY_MS: u64 = 24 * 3_600_000;
+    let mut setup = Setup::new(64, 64, 1_000_000, Duration::from_secs(10));
+    setup.checkpoint_every = 100;
+    setup.parts = 16;
+    setup.coordinators = 2;
+    let costs = Costs {
+        lane: Span::new(8_500, 9_500),
+        apply: Span::new(50, 100),
+        gradient_bytes: 1_400_000_000,
+        state_bytes: 4_200_000_000,
+        peer_bytes_per_ms: 12_500_000,
+        store_bytes_per_ms: 1_000_000,
+        store: Span::new(20, 80),
+        network: Span::new(1, 2),
+        worker_restart: Span::new(20_000, 60_000),
+        coordinator_restart: Span::new(1_000, 3_000),
+        heartbeats_apart: 4,
+        ..Costs::default()
+    };
+    let begun = Instant::now();
+    let mut world = World::new(1, setup, costs);
+    world.silent = true;
+    world.fail_at_random(Mtbf {
+        worker_ms: 64 * 600_000,
+        coordinator_ms: 2 * 3_600_000,
+    });
+    let day = environment("BELFRY_DAY_MS").unwrap_or(DAY_MS);
+    assert!(!world.run(day), "a day is not enough: {:?}", world.outcome);
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("a day in {seconds:.1} s: {:?}", world.counts);
+    assert!(world.counts.steps > 6_000, "{}", world.counts.steps);
+    assert!(world.counts.faults["worker killed"] > 100);
+    assert_eq!(world.counts.steps_again, 0, "no step is lost");
 }

@@ -38,4 +38,5 @@ pub use export::{checkpoint_parameters, export_checkpoint};
 pub use fingerprint::fingerprint;
 pub use inject::Injection;
 pub use inspect::inspect;
+pub use link::Whereabouts;
 pub use session::{WorkerOptions, run};

@@ -25,7 +25,7 @@ use crate::core::{Copied, Core, Digests, Effect, Event, Exchange, Identity, Late
 use crate::error::WorkerError;
 use crate::held::HeldState;
 use crate::inject::{Inject, Injection};
-use crate::link::Link;
+use crate::link::{Link, Whereabouts};
 use crate::optimizer::AdamW;
 use crate::progress::Progress;
 use crate::pulse::Pulse;
@@ -52,8 +52,8 @@ pub struct WorkerOptions {
     pub run_id: String,
     /// Lasts over restarts.
     pub worker_id: u64,
-    /// Holds `host:port` of the coordinator; read again at every connection.
-    pub coordinator_address_file: PathBuf,
+    /// Where the coordinator's address is looked up, at every connection.
+    pub coordinator: Whereabouts,
     /// The shard cache of this host.
     pub cache_dir: PathBuf,
     /// Address at which peers reach this worker.
@@ -176,8 +176,7 @@ impl Shell {
             data: compute.identity.clone(),
         };
         tracing::info!(?identity, "worker is up");
-        let address = options.coordinator_address_file;
-        let link = Link::open(address, timeouts.connect, events.clone());
+        let link = Link::open(options.coordinator, timeouts, events.clone());
         let core = Core::new(identity);
         Ok(Shell {
             optimizer: Arc::new(optimizer(&config, &compute.model)),

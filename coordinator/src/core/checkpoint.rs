@@ -3,8 +3,9 @@
 
 use super::*;
 
-/// Durable receipts kept for watchers that come late.
-const RECEIPTS_KEPT: u64 = 2048;
+/// Durable receipts kept for watchers that come late, and known from the ledger at a start: no worker
+/// keeps older ones.
+pub const RECEIPTS_KEPT: u64 = 2048;
 
 /// The manifest of a step's checkpoint, relative to the run's root.
 pub fn manifest_file(step: u64) -> String {
@@ -154,7 +155,7 @@ impl Core {
     /// Receipts of steps below `step` that the ledger lacks.
     fn receipts_to_store(&self, step: u64) -> Vec<v1::StepRecord> {
         let known = self.receipts.range(..step);
-        let missing = known.filter(|(step, _)| !self.durable.receipts.contains_key(step));
+        let missing = known.filter(|(step, _)| !self.in_ledger(**step));
         missing.map(|(_, receipt)| receipt.clone()).collect()
     }
 
@@ -188,7 +189,7 @@ impl Core {
             if let Some(text) = self.differs(receipt) {
                 return Some(text);
             }
-            if !self.same_bits() || !self.durable.receipts.contains_key(&receipt.step) {
+            if !self.same_bits() || !self.in_ledger(receipt.step) {
                 self.receipts.insert(receipt.step, receipt.clone());
             }
         }

@@ -77,12 +77,17 @@ impl Core {
                 ..Held::default()
             };
         }
+        if self.held.told.len() + self.held.asked.len() >= self.members.len() {
+            return;
+        }
+        let (held, mut new) = (&mut self.held, Vec::new());
         for id in &self.members {
-            if !self.held.told.contains_key(id) && self.held.asked.insert(*id) {
-                let ask = v1::DigestState { term, step };
-                self.send(*id, down::Body::DigestState(ask), fx);
+            if !held.told.contains_key(id) && held.asked.insert(*id) {
+                new.push(*id);
             }
         }
+        let ask = v1::DigestState { term, step };
+        self.send_all(&new, down::Body::DigestState(ask), fx);
     }
 
     pub(super) fn take_state_digest(&mut self, id: u64, told: &v1::StateDigest) {
@@ -172,14 +177,15 @@ impl Core {
                 self.copy_failed(now, id, &why, fx);
                 continue;
             }
-            let members = &self.members;
-            self.held.asked.retain(|asked| members.contains(asked));
-            let held = &self.held;
-            let told = held.told.iter().filter(|(who, _)| members.contains(who));
-            let told: Vec<(u64, Digest)> = told.map(|(who, digest)| (*who, *digest)).collect();
-            if held.step == step && !held.asked.is_empty() && now < copying.until {
+            if !self.held.asked.is_empty() && now < copying.until {
                 continue;
             }
+            let told = self
+                .held
+                .told
+                .iter()
+                .filter(|(who, _)| self.is_member(**who));
+            let told: Vec<(u64, Digest)> = told.map(|(who, digest)| (*who, *digest)).collect();
             match vote(told.iter().copied()) {
                 Vote::Unanimous if told.is_empty() => {
                     self.copy_failed(now, id, "no member told what it should hold", fx);

@@ -28,6 +28,12 @@ impl Core {
             fx.push(Effect::Send(session, down::Body::Refused(refused)));
             return;
         }
+        if hello.term > self.s.term {
+            // Another leads since; nothing more is said by this one, not even good-bye.
+            self.phase = Phase::Over;
+            fx.push(Effect::StepDown { term: hello.term });
+            return;
+        }
         if self.durable.data.is_none() {
             fx.push(Effect::StoreData(hello.data.clone()));
             self.durable.data = Some(hello.data.clone());
@@ -246,8 +252,12 @@ impl Core {
             self.wait_for(format!("{here} of {wanted} workers are here"), fx);
             return;
         }
-        self.wait_for(String::new(), fx);
         let newest = self.workers.values().filter_map(|w| w.applied).max();
+        let begin = newest.or(self.durable.manifests.last().copied());
+        if !self.knows_receipts(begin.unwrap_or(0), fx) {
+            return;
+        }
+        self.wait_for(String::new(), fx);
         if let Some(step) = newest {
             // Whoever applied it proves that it was committed.
             self.committed = step;

@@ -28,7 +28,7 @@ use belfry_proto::{Digest, LaneRange, STATE_SLICES, Schedule, lanes};
 
 use audit::LaneAudits;
 use checkpoint::OpenCheckpoint;
-pub use checkpoint::{manifest_file, without_lanes};
+pub use checkpoint::{RECEIPTS_KEPT, manifest_file, without_lanes};
 use copies::Held;
 use evidence::{Distrust, Evidence};
 pub use links::LinkPolicy;
@@ -98,6 +98,8 @@ pub struct Durable {
     pub data: Option<Vec<v1::Dataset>>,
     /// Receipts in the ledger, by step, without their lanes.
     pub receipts: BTreeMap<u64, v1::StepRecord>,
+    /// Receipts of all steps below this one are in the ledger too, and were not read.
+    pub receipts_from: u64,
     /// Evaluations, by step.
     pub evaluations: BTreeMap<u64, v1::Evaluated>,
     /// Steps of checkpoints whose manifests exist.
@@ -122,6 +124,13 @@ pub enum Event {
     CheckpointDurable {
         /// Its step.
         step: u64,
+    },
+    /// Receipts that [`Effect::ReadReceipts`] asked for.
+    ReceiptsRead {
+        /// The first step that was asked for.
+        from: u64,
+        /// By step, without their lanes.
+        receipts: BTreeMap<u64, v1::StepRecord>,
     },
     /// The oldest [`Effect::Journal`] that was not answered yet is durable.
     Journaled {
@@ -190,6 +199,8 @@ pub enum Effect {
         /// Its parts, ascending.
         parts: Vec<v1::PartStored>,
     },
+    /// Read these receipts from the ledger; answered by [`Event::ReceiptsRead`].
+    ReadReceipts(Range<u64>),
     /// Keep an evaluation.
     StoreEvaluation(v1::Evaluated),
     /// Write down how the run ended; what follows waits for it.
@@ -203,6 +214,11 @@ pub enum Effect {
     },
     /// Tell watchers.
     Emit(Box<v1::RunEvent>),
+    /// A worker has heard of a later leadership: this one is over.
+    StepDown {
+        /// The later one.
+        term: u64,
+    },
     /// The run is over.
     Finish {
         /// Whether it trained to its end.
@@ -324,6 +340,7 @@ impl Core {
     /// A leader at `now` that has heard of nobody yet.
     pub fn new(now: Millis, settings: Settings, durable: Durable) -> Self {
         let receipts_durable = durable.receipts.keys().last().map_or(0, |s| s + 1);
+        let receipts_durable = receipts_durable.max(durable.receipts_from);
         Core {
             phase: Phase::Gathering { since: now },
             workers: BTreeMap::new(),
@@ -400,6 +417,7 @@ impl Core {
             self.hear_store(now, event, &mut fx);
             return fx;
         }
+        let workers = self.workers.len();
         let routine = matches!(
             event,
             Event::Message(_, up::Body::Heartbeat(_) | up::Body::Ready(_))
@@ -424,6 +442,7 @@ impl Core {
             Event::StoreDiffers { what, how } => {
                 self.fail(format!("{what} cannot be stored: {how}"), &mut fx);
             }
+            Event::ReceiptsRead { from, receipts } => self.receipts_read(from, receipts),
             event @ (Event::Journaled { .. }
             | Event::StoreAway { .. }
             | Event::StoreBack { .. }) => {
@@ -437,8 +456,8 @@ impl Core {
         }
         // With ten thousand workers most events are heartbeats and readiness of some: they leave their
         // record and decide nothing, and looking at everybody for each would cost their number squared.
-        let decides = !routine || !fx.is_empty() || self.ready.len() >= self.members.len();
-        if decides {
+        let lost = self.workers.len() != workers;
+        if !routine || lost || self.ready.len() >= self.members.len() {
             self.advance(now, &mut fx);
             self.say_store_waits(&mut fx);
             self.check_invariants();
@@ -468,9 +487,15 @@ impl Core {
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
             up::Body::Ready(ready) => self.take_ready(id, ready),
             up::Body::PeerTrouble(t) => {
-                if t.generation == self.generation && self.trouble.is_none() {
-                    let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
-                    self.trouble = Some((now, accused.copied().collect()));
+                let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
+                let accused: Vec<u64> = accused.copied().collect();
+                // Who names somebody counts more than whose peers only gave up.
+                let (since, better) = match &self.trouble {
+                    None => (now, true),
+                    Some((since, named)) => (*since, named.is_empty() && !accused.is_empty()),
+                };
+                if t.generation == self.generation && better {
+                    self.trouble = Some((since, accused));
                     let text = format!("worker {id} reports trouble: {}", t.detail);
                     self.about(id, Reason::PeerTrouble, text, fx);
                 }

@@ -30,6 +30,8 @@ pub(super) struct Written {
     members: Vec<u64>,
     /// What cannot be written, why, and since when.
     away: BTreeMap<String, (String, Millis)>,
+    /// Receipts are being read from the ledger.
+    reading: bool,
     /// What the run waits for the store for.
     waits: String,
 }
@@ -52,6 +54,7 @@ impl Written {
             committed: durable.committed,
             members: durable.members.clone(),
             away: BTreeMap::new(),
+            reading: false,
             waits: String::new(),
         }
     }
@@ -112,6 +115,36 @@ impl Core {
     /// Whether what is durable bears another commit.
     pub(super) fn store_allows_commit(&self) -> bool {
         self.committed < self.written.horizon && !self.receipts_lag()
+    }
+
+    /// Whether a step's receipt is in the ledger.
+    pub(super) fn in_ledger(&self, step: u64) -> bool {
+        step < self.durable.receipts_from || self.durable.receipts.contains_key(&step)
+    }
+
+    /// Whether the receipts of steps from this one on are known, by which what is computed again is
+    /// judged; asks for them if not.
+    pub(super) fn knows_receipts(&mut self, step: u64, fx: &mut Vec<Effect>) -> bool {
+        let below = self.durable.receipts_from;
+        if step >= below {
+            return true;
+        }
+        if !self.written.reading {
+            self.written.reading = true;
+            fx.push(Effect::ReadReceipts(step..below));
+        }
+        let last = below - 1;
+        self.wait_for(
+            format!("the ledger's receipts of steps {step} to {last}"),
+            fx,
+        );
+        false
+    }
+
+    pub(super) fn receipts_read(&mut self, from: u64, receipts: BTreeMap<u64, v1::StepRecord>) {
+        self.written.reading = false;
+        self.durable.receipts.extend(receipts);
+        self.durable.receipts_from = self.durable.receipts_from.min(from);
     }
 
     fn receipts_lag(&self) -> bool {

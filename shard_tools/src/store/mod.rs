@@ -22,8 +22,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
-    PutOptions, PutPayload, RetryConfig, memory::InMemory,
+    BackoffConfig, ClientOptions, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    PutMode, PutOptions, PutPayload, RetryConfig, memory::InMemory,
 };
 
 pub use environment::Environment;
@@ -81,13 +81,30 @@ impl Root {
         Root::open_in(location, &Environment::of_process())
     }
 
-    /// The same with an environment that is given.
+    /// The same, where no request is tried again: for callers that do so themselves, for as long as it
+    /// takes, and want to hear at once why it is not done.
+    ///
+    /// # Errors
+    /// As [`Root::open`].
+    pub fn open_once(location: &str) -> Result<Self, StoreError> {
+        Root::open_with(location, &Environment::of_process(), 0)
+    }
+
+    /// As [`Root::open`] with an environment that is given.
     ///
     /// # Errors
     /// As [`Root::open`].
     pub fn open_in(location: &str, environment: &Environment) -> Result<Self, StoreError> {
+        Root::open_with(location, environment, RETRIES_MAX)
+    }
+
+    fn open_with(
+        location: &str,
+        environment: &Environment,
+        retries_max: usize,
+    ) -> Result<Self, StoreError> {
         let location = Location::parse(location)?;
-        let (client, retry) = patience(&location)?;
+        let (client, retry) = patience(&location, retries_max)?;
         let store: Arc<dyn ObjectStore> = match location.scheme {
             Scheme::Folder => return Root::folder(&location),
             Scheme::Memory => Arc::new(InMemory::new()),
@@ -239,9 +256,33 @@ impl Root {
     /// [`StoreError`].
     pub async fn list(&self, relative: &str) -> Result<Vec<(String, u64)>, StoreError> {
         self.writable(relative)?;
-        let prefix = self.path(relative);
+        let listing = self.store.list(Some(&self.path(relative)));
+        self.listed(relative, listing).await
+    }
+
+    /// The same, but only keys that sort behind `key`, present or not: the end of a long listing costs
+    /// no more than that of a short one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_after(
+        &self,
+        relative: &str,
+        key: &str,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        self.writable(relative)?;
+        let (prefix, offset) = (self.path(relative), self.path(key));
+        let listing = self.store.list_with_offset(Some(&prefix), &offset);
+        self.listed(relative, listing).await
+    }
+
+    async fn listed(
+        &self,
+        relative: &str,
+        listing: BoxStream<'static, object_store::Result<ObjectMeta>>,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
         let skip = self.prefix.as_ref().len() + usize::from(!self.prefix.as_ref().is_empty());
-        let listing = self.store.list(Some(&prefix)).map_ok(|meta| {
+        let listing = listing.map_ok(|meta| {
             let key = meta.location.as_ref();
             (key[skip.min(key.len())..].to_owned(), meta.size)
         });
@@ -267,7 +308,10 @@ impl Root {
 }
 
 /// How long requests may take and how often they are tried again.
-fn patience(location: &Location) -> Result<(ClientOptions, RetryConfig), StoreError> {
+fn patience(
+    location: &Location,
+    retries_max: usize,
+) -> Result<(ClientOptions, RetryConfig), StoreError> {
     let read_timeout = location.seconds("read_timeout_s")?.unwrap_or(READ_TIMEOUT);
     let retry_timeout = location.seconds("retry_timeout_s")?;
     let client = ClientOptions::new()
@@ -280,7 +324,7 @@ fn patience(location: &Location) -> Result<(ClientOptions, RetryConfig), StoreEr
             max_backoff: BACK_OFF_MAX,
             base: 2.0,
         },
-        max_retries: RETRIES_MAX,
+        max_retries: retries_max,
         retry_timeout: retry_timeout.unwrap_or(RETRY_TIMEOUT),
     };
     Ok((client, retry))

@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::alive::ask_whether_reachable;
 use crate::error::CollectiveError;
 use crate::exchange::{LinkFuture, PeerLinks, Reusable, exchange};
 use crate::frame::{BoxLink, Frame, Header, Kind, encode, read_frame};
@@ -284,9 +285,15 @@ impl Endpoint {
     /// One dead member makes the others close their connections too. A peer that still listens is
     /// not the dead one.
     async fn blame(&self, error: CollectiveError, generation: u64) -> CollectiveError {
-        let CollectiveError::PeerLost { rank, addr, .. } = error else {
+        let CollectiveError::PeerLost { rank, addr, source } = &error else {
             return error;
         };
+        if source.kind() == io::ErrorKind::TimedOut {
+            // Out of reach. To ask again takes as long again, and others are heard meanwhile whose
+            // connections only broke because this member gave up.
+            return error;
+        }
+        let (rank, addr) = (*rank, *addr);
         match timeout(
             self.shared.limits().connect_timeout,
             TcpStream::connect(addr),
@@ -386,6 +393,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn greet(mut stream: TcpStream, shared: &Shared) -> Result<(), String> {
     let limit = shared.limits().connect_timeout;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    ask_whether_reachable(&stream, shared.limits().silence_timeout);
     let mut byte = [0];
     if let Ok(Ok(0)) = timeout(limit, stream.peek(&mut byte)).await {
         // A peer only wanted to know whether this process lives.

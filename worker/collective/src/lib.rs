@@ -4,6 +4,7 @@
 //! float is added along the canonical lane tree, so the result's bits do not depend on the number
 //! of workers or on who holds what. Knows nothing of models, lanes' contents or the coordinator.
 
+mod alive;
 pub mod digest;
 mod endpoint;
 mod error;

@@ -195,3 +195,64 @@ fn commits_pause_while_receipts_lag() {
     assert_eq!(commits(&core.apply(20, durable)), 1);
     assert_eq!(core.status().waiting_for, "");
 }
+
+#[test]
+fn who_hears_of_a_later_leadership_says_nothing_more() {
+    let mut core = training(1, Durable::default());
+    let mut later = hello(0);
+    later.term = 2;
+    let effects = core.apply(10, Event::Hello(300, later));
+    let [Effect::StepDown { term: 2 }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert!(core.apply(20, Event::Gone(100)).is_empty());
+}
+
+#[test]
+fn older_receipts_are_read_when_an_older_checkpoint_is_all_there_is() {
+    let receipt = |step: u64| v1::StepRecord {
+        step,
+        ..Default::default()
+    };
+    let mut durable = Durable {
+        manifests: [4, 9].into(),
+        receipts_from: 7,
+        receipts: (7..9).map(|s| (s, receipt(s))).collect(),
+        ..Default::default()
+    };
+    let mut s = settings(1);
+    s.steps_total = 20;
+    let mut core = Core::new(0, s, std::mem::take(&mut durable));
+    core.apply(0, Event::Hello(100, hello(0)));
+    let failed = v1::StateReady {
+        step: 9,
+        error: "another hash".into(),
+        request: core.requests,
+        ..Default::default()
+    };
+    let effects = core.apply(10, Event::Message(100, up::Body::StateReady(failed)));
+    let asked = |effects: &[Effect]| {
+        let reads = effects.iter().filter_map(|e| match e {
+            Effect::ReadReceipts(steps) => Some(steps.clone()),
+            _ => None,
+        });
+        reads.collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&effects), [4..7]);
+    assert!(
+        core.status()
+            .waiting_for
+            .contains("receipts of steps 4 to 6")
+    );
+    assert_eq!(asked(&core.apply(20, Event::Tick)), [], "once");
+    let read = Event::ReceiptsRead {
+        from: 4,
+        receipts: (4..7).map(|s| (s, receipt(s))).collect(),
+    };
+    let effects = core.apply(30, read);
+    let [down::Body::LoadState(load)] = sent(&effects, 100)[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(load.step, 4);
+    assert_eq!(core.durable.receipts.len(), 5);
+}

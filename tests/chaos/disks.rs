@@ -1,0 +1,114 @@
+//! Disks that are full: under a checkpoint, under a worker's shard cache.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use belfry_proto::v1::Reason;
+
+use crate::Test;
+use crate::apart::must;
+use crate::case::Case;
+use crate::cluster::{Setup, data};
+use crate::proxy::{Effects, Proxy};
+
+pub const TESTS: &[Test] = &[
+    ("full_disk_at_a_checkpoint", full_disk_at_a_checkpoint),
+    ("full_disk_at_the_cache", full_disk_at_the_cache),
+];
+
+/// A file system of its own, of so many mebibytes.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(folder: &Path, mebibytes: u32) -> Self {
+        fs::create_dir_all(folder).expect("is made");
+        let size = format!("size={mebibytes}m");
+        must(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+                .arg(folder),
+        );
+        SmallDisk(folder.to_owned())
+    }
+
+    /// Takes all room but `spare` bytes.
+    fn fill(&self, spare: u64) {
+        let mut ballast = File::create(self.0.join("ballast")).expect("is made");
+        let block = vec![0; 64 << 10];
+        while ballast.write_all(&block).is_ok() {}
+        let length = ballast.metadata().expect("is there").len();
+        assert!(length > spare, "the disk has no {spare} bytes");
+        ballast.set_len(length - spare).expect("is cut");
+    }
+
+    fn relieve(&self) {
+        fs::remove_file(self.0.join("ballast")).expect("is removed");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// Entries of the journal and receipts still fit; a checkpoint of ten megabytes does not.
+fn full_disk_at_a_checkpoint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = SmallDisk::mount(&folder.path().join("root"), 96);
+    let setup = Setup {
+        root: Some(disk.0.display().to_string()),
+        ..Setup::new(2, &["run.steps=40"])
+    };
+    let mut case = Case::start("disk full at a checkpoint", setup);
+    case.at(1, 2);
+    case.fire(|_| disk.fill(1 << 20));
+    let words = [
+        Reason::CheckpointDelayed,
+        Reason::CheckpointGivenUp,
+        Reason::StoreUnavailable,
+    ];
+    case.see("a word about the checkpoint", |seen| {
+        words.contains(&seen.event.reason())
+    });
+    // It is delayed; training is not.
+    case.recover();
+    let logs = case.run.log("worker-0") + &case.run.log("worker-1") + &case.run.log("coordinator");
+    let refused = logs.to_lowercase().matches("no space left").count();
+    assert!(refused > 0, "nobody met the full disk");
+    case.fired(format!("{refused} lines \"no space left\""));
+    disk.relieve();
+    case.run
+        .until("a checkpoint", |seen| seen.event.checkpoint > 0);
+    let run = case.end();
+    assert_eq!(run.restarts, 0);
+}
+
+/// Shards come over HTTP, and one worker has no room for them.
+fn full_disk_at_the_cache() {
+    let server = crate::http_server::serve(data());
+    let gate = Proxy::open(Effects::default(), move || Some::<SocketAddr>(server));
+    let train = format!("data.train=http://{}/train", gate.address);
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = SmallDisk::mount(&folder.path().join("cache"), 16);
+    disk.fill(4 << 10);
+    let setup = Setup {
+        caches: vec![(1, disk.0.clone())],
+        ..Setup::new(2, &["run.steps=24", &train])
+    };
+    let mut case = Case::start("disk full at a worker's cache", setup);
+    case.fire(|_| ());
+    // Nobody else can mend it, so the run stops and says which key of whom; started again after
+    // that, it goes on.
+    let said = case.run.given_up();
+    for part in ["worker 1", "data.cache_dir", "no space left"] {
+        assert!(said.contains(part), "`{part}` is not in: {said}");
+    }
+    case.fired("1: named with worker, key and folder");
+    disk.relieve();
+    case.recover();
+    case.end();
+}
