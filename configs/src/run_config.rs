@@ -261,6 +261,10 @@ pub struct Cluster {
     pub max_stall_seconds: f64,
     /// Tree nodes that one worker may hold; bounds its gradient memory.
     pub nodes_per_worker_max: u32,
+    /// Every so many steps one lane is computed by a second worker too and the bits are compared, so
+    /// that arithmetic which goes wrong silently is found and its worker removed (0: never). Costs
+    /// one lane's time in so many steps.
+    pub audit_every_steps: u64,
 }
 
 impl Cluster {
@@ -278,6 +282,7 @@ impl Default for Cluster {
             spares: 2,
             max_stall_seconds: 10.0,
             nodes_per_worker_max: 4,
+            audit_every_steps: 64,
         }
     }
 }

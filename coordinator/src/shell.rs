@@ -196,6 +196,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         timeouts: config.cluster.timeouts(),
         checkpoint: config.checkpoint.clone(),
         nodes_max: config.cluster.nodes_per_worker_max,
+        audit_every: config.cluster.audit_every_steps,
         evaluates: !config.data.validation.is_empty(),
         links: match (config.collective.transport, config.collective.hierarchical) {
             (Transport::Tcp, _) => LinkPolicy::Tcp,

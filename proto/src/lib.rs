@@ -17,6 +17,10 @@ pub use ids::{Digest, Generation, Lane, Rank, Step, Term, WorkerId};
 pub use lanes::LaneRange;
 pub use quarantine::Schedule;
 
+/// Slices of a state of which a step's readiness tells one: a state that was corrupted is found
+/// within so many steps.
+pub const STATE_SLICES: u64 = 64;
+
 impl From<LaneRange> for v1::Node {
     fn from(range: LaneRange) -> Self {
         v1::Node {

@@ -1,8 +1,9 @@
 //! `belfry bench`: what this machine does, each figure beside its floor measured in the same run.
 //!
-//! `step` is a worker's training step, `reduce` the all-reduce, `pack` the way from files to shards,
-//! `fetch` from a store to the cache, `decode` an image's cost beside Python's, `data` all of it up to
-//! host batches, `order` which pairs they are, `checkpoint` the way of a state to the store and back.
+//! `step` is a worker's training step, `reduce` the all-reduce, `heal` a newcomer's copy of the
+//! state, `pack` the way from files to shards, `fetch` from a store to the cache, `decode` an image's
+//! cost beside Python's, `data` all of it up to host batches, `order` which pairs they are,
+//! `checkpoint` the way of a state to the store and back.
 //! Rounds of figure and floor alternate, so that what else the machine does meets both; medians are
 //! shown.
 
@@ -12,6 +13,7 @@ mod data;
 mod decode;
 mod fetch;
 mod fit;
+mod heal;
 mod ladder;
 mod order;
 mod pack;
@@ -54,6 +56,11 @@ pub enum Bench {
     ///
     /// Example: belfry bench reduce --workers 4 --millions 64
     Reduce(reduce::ReduceArguments),
+    /// A newcomer's copy of the training state from its peers, beside raw sockets, and the digest of
+    /// a state, beside memcpy.
+    ///
+    /// Example: belfry bench heal --millions 339 --sources 3
+    Heal(heal::HealArguments),
     /// The data plane from shards to host batches, beside raw reads of the same shards.
     ///
     /// Example: belfry bench data configs/quickstart.toml --steps 20
@@ -139,6 +146,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Fetch(arguments) => fetch::run(arguments).await,
         Bench::Pack(arguments) => pack::run(arguments).await,
         Bench::Reduce(arguments) => reduce::run(arguments).await,
+        Bench::Heal(arguments) => heal::run(arguments).await,
         Bench::Coordinator(arguments) => coordinator::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }

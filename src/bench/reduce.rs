@@ -229,7 +229,7 @@ impl Group {
 }
 
 /// Seconds to move `bytes` over one socket per worker, without looking at them.
-async fn raw_copy(bytes: u64, workers: u32) -> anyhow::Result<f64> {
+pub(super) async fn raw_copy(bytes: u64, workers: u32) -> anyhow::Result<f64> {
     let begun = Instant::now();
     let mut tasks = Vec::new();
     for _ in 0..workers {

@@ -115,6 +115,7 @@ impl Scenario {
             nodes_max: config.cluster.nodes_per_worker_max,
             timeouts: Timeouts::new(stall),
             horizon_steps: HORIZON_STEPS,
+            audit_every: config.cluster.audit_every_steps,
             evaluates: false,
             ..Setup::new(workers, config.batch.lanes, STEPS, stall)
         };

@@ -123,6 +123,7 @@ impl World {
                 ..Default::default()
             },
             nodes_max: self.setup.nodes_max,
+            audit_every: self.setup.audit_every,
             evaluates: self.setup.evaluates,
             links: self.setup.links,
             quarantine_shards_max: self.setup.quarantine_shards_max,

@@ -9,7 +9,7 @@ use belfry_proto::LaneRange;
 use belfry_proto::lanes::root;
 use belfry_worker::core as work;
 
-use super::arithmetic::{digest, tree_sum};
+use super::arithmetic::{digest, state_digest, tree_sum};
 use super::faults::Process;
 use super::invariants::{LANES_ONCE, MEMBERS_AGREE, hold};
 use super::setup::{Span, millis};
@@ -206,6 +206,15 @@ impl World {
             },
             false => work::LateReports::default(),
         };
+        let own = exchange.members[rank].1.iter();
+        let state = self.workers[worker].state.filter(|s| s.step == id.1);
+        let digests = work::Digests {
+            nodes: own
+                .map(|n| (*n, digest(&exchange.parts[n]).0 as u64))
+                .collect(),
+            sum_parts: Vec::new(),
+            state: state.map(state_digest),
+        };
         let event = work::Event::Reduced {
             generation: id.0,
             step: id.1,
@@ -213,6 +222,7 @@ impl World {
             sum,
             finite: true,
             late,
+            digests,
         };
         self.tell_outcome(worker, life, event);
     }

@@ -34,6 +34,8 @@ pub struct Setup {
     pub quarantine_shards_max: u32,
     /// Steps that may be committed beyond the newest journal entry.
     pub horizon_steps: u64,
+    /// Steps between lane audits; 0: none.
+    pub audit_every: u64,
     /// Whether the run evaluates.
     pub evaluates: bool,
     /// Bugs that a test of the simulator plants.
@@ -66,6 +68,7 @@ impl Setup {
             lacks_links: false,
             quarantine_shards_max: 0,
             horizon_steps: 64,
+            audit_every: 0,
             evaluates: true,
             planted: Plants::default(),
         }

@@ -5,7 +5,7 @@ use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 use belfry_worker::core as work;
 
 use super::arithmetic::{
-    State, first_choice, gradient, lane_digest, shard_read, state_digest, updated,
+    State, digest, first_choice, gradient, lane_digest, shard_read, state_digest, updated,
 };
 use super::counts::Request;
 use super::invariants::{FENCED, NOBODY_EXITS, STATE_OF_STEP, hold};
@@ -14,6 +14,8 @@ use super::world::{Happening, World};
 
 /// An id for device links takes so long.
 const ID_MADE: Span = Span::new(0, 300);
+/// The digest of a gradient or of a state takes so long.
+const HASHED: Span = Span::new(1, 20);
 /// A worker that is asked to leave is gone after so long at the latest.
 const LEAVES_WITHIN_MS: u64 = 3_000;
 
@@ -208,6 +210,31 @@ impl World {
                 let shard = shard_read(step, lane, &quarantine);
                 self.compute(worker, step, lane, shard);
             }
+            E::DigestLane {
+                attempt,
+                gradient,
+                seconds,
+            } => {
+                let gradient = gradient
+                    .read()
+                    .expect("simulated gradients are on the host");
+                let event = work::Event::LaneDigest {
+                    attempt,
+                    digest: Ok(digest(&gradient)),
+                    seconds,
+                };
+                let delay = self.draw(HASHED);
+                self.after(delay, Happening::Worker(worker, life, event));
+            }
+            E::DigestState { step } => {
+                let event = work::Event::StateDigest {
+                    step,
+                    digest: Some(state_digest(self.held(worker, step))),
+                    seconds: 0.001,
+                };
+                let delay = self.draw(HASHED);
+                self.after(delay, Happening::Worker(worker, life, event));
+            }
             E::Prefetch { .. } | E::Stage { .. } | E::Unstage | E::Measured { .. } => {}
             E::MakeId { generation } => self.make_id(worker, generation),
             E::Reduce(exchange) => self.join(worker, exchange),
@@ -380,13 +407,25 @@ impl World {
                 return;
             }
             let error = "no source left".to_owned();
-            self.tell_worker(worker, work::Event::StateFailed { step, error });
+            let copied = work::Copied::default();
+            let failed = work::Event::StateFailed {
+                step,
+                error,
+                copied,
+            };
+            self.tell_worker(worker, failed);
             return;
         }
         let state = self.reference.state(step);
         self.workers[worker].state = Some(state);
         let digest: Digest = state_digest(state);
-        self.tell_worker(worker, work::Event::StateArrived { step, digest });
+        let copied = work::Copied::default();
+        let arrived = work::Event::StateArrived {
+            step,
+            digest,
+            copied,
+        };
+        self.tell_worker(worker, arrived);
     }
 
     /// Ids take their time, fail, or are lost with the process that makes them.

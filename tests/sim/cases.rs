@@ -51,6 +51,7 @@ impl Case {
         setup.lacks_links = dice.below(4) == 0;
         setup.quarantine_shards_max = dice.below(4) as u32;
         setup.horizon_steps = 1 + dice.below(6);
+        setup.audit_every = dice.below(4);
         let mut faults = Vec::new();
         for _ in 0..dice.below(10) {
             let at = dice.below(FAULTS_UNTIL_MS);

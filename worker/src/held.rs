@@ -216,6 +216,23 @@ impl HeldState {
 }
 
 impl DeviceState {
+    /// Elements of each vector.
+    pub(crate) fn len(&self) -> usize {
+        self.tensors[0].dims()[0]
+    }
+
+    /// These elements of parameters and both moments, copied to the host.
+    pub(crate) fn slices(&self, elements: Range<usize>) -> Result<[Vec<f32>; 3], String> {
+        let mut slices = [const { Vec::new() }; 3];
+        for (slice, tensor) in slices.iter_mut().zip(&self.tensors) {
+            if !elements.is_empty() {
+                let read = tensor.clone().slice([elements.clone()]);
+                *slice = read.try_into_vec_as::<f32>().map_err(|e| e.to_string())?;
+            }
+        }
+        Ok(slices)
+    }
+
     fn read(&self) -> Result<TrainState, String> {
         let read = |tensor: &Tensor<1>| {
             let read = tensor.clone().try_into_vec_as::<f32>();

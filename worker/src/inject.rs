@@ -126,6 +126,7 @@ mod tests {
             digest: Digest(0),
             finite: true,
             late: Default::default(),
+            digests: Default::default(),
         };
         let mut flipped = Vec::new();
         for step in [3, 4, 4] {

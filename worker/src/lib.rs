@@ -9,6 +9,7 @@
 pub mod checkpoint;
 pub mod core;
 mod device;
+mod digests;
 pub mod duplicate;
 mod error;
 mod export;
@@ -23,6 +24,7 @@ pub mod optimizer;
 mod optimizer_kernel;
 mod optimizer_on_device;
 pub mod partials;
+mod progress;
 mod pulse;
 mod session;
 mod snapshot;

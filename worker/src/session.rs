@@ -21,18 +21,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::core::{Core, Effect, Event, Exchange, Identity, LateReports};
+use crate::core::{Copied, Core, Digests, Effect, Event, Exchange, Identity, LateReports};
 use crate::error::WorkerError;
 use crate::held::HeldState;
 use crate::inject::{Inject, Injection};
 use crate::link::{Link, Whereabouts};
 use crate::optimizer::AdamW;
+use crate::progress::Progress;
 use crate::pulse::Pulse;
 use crate::snapshot::Snapshots;
 use crate::staging::{self, Staged, Staging};
 use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
-use crate::{checkpoint, fingerprint, transport};
+use crate::{checkpoint, digests, fingerprint, transport};
 
 /// Events that may wait for the loop.
 const EVENTS_MAX: usize = 256;
@@ -251,6 +252,14 @@ impl Shell {
                     quarantine,
                 })?;
             }
+            Effect::DigestLane {
+                attempt,
+                gradient,
+                seconds,
+            } => digests::of_lane(attempt, gradient, seconds, self.events.clone()),
+            Effect::DigestState { step } => {
+                digests::of_state(self.state_of(step)?, self.events.clone());
+            }
             // Links between devices read a node where it is.
             Effect::Stage { .. } if self.linked => {}
             Effect::Stage { step, node, sum } => self.staging.begin(step, node, sum),
@@ -335,6 +344,7 @@ impl Shell {
             .flat_map(|n| n.start..n.end)
             .collect();
         let late = self.late_reports(step, lanes)?;
+        let state = self.state_of(step)?;
         self.linked = exchange.links.is_some();
         let nodes = match self.linked {
             true => staging::where_they_are(exchange.partials),
@@ -354,7 +364,8 @@ impl Shell {
         let links = exchange.links.map(|l| transport::links(&self.config, l));
         let (transport, events) = (Arc::clone(&self.transport), self.events.clone());
         self.exchange = Some(tokio::spawn(async move {
-            let event = exchanged(transport, (request, links), nodes, late).await;
+            let hashed = tokio::task::spawn_blocking(move || digests::of_step(&state));
+            let event = exchanged(transport, (request, links), nodes, late, hashed).await;
             let _ = events.send(event).await;
         }));
         Ok(())
@@ -416,7 +427,7 @@ impl Shell {
     }
 
     /// Runs `acquire` and hands what it brings to the loop.
-    fn acquire<F>(&mut self, step: u64, acquire: F)
+    fn acquire<F>(&mut self, step: u64, progress: Arc<Progress>, acquire: F)
     where
         F: Future<Output = Result<TrainState, WorkerError>> + Send + 'static,
     {
@@ -446,6 +457,7 @@ impl Shell {
                 acquisition,
                 step,
                 result,
+                copied: progress.told(),
             };
             let _ = arrivals.send(arrival).await;
         }));
@@ -461,12 +473,20 @@ impl Shell {
         Some(match arrival.result {
             Ok((digest, state)) => {
                 self.hold(&state);
-                Event::StateArrived { step, digest }
+                Event::StateArrived {
+                    step,
+                    digest,
+                    copied: arrival.copied,
+                }
             }
             Err(error) => {
                 tracing::error!(step, %error, "no state");
                 let error = error.to_string();
-                Event::StateFailed { step, error }
+                Event::StateFailed {
+                    step,
+                    error,
+                    copied: arrival.copied,
+                }
             }
         })
     }
@@ -474,7 +494,7 @@ impl Shell {
     fn load(&mut self, step: u64, manifest: String) {
         let (root, config) = (self.root.clone(), self.config.clone());
         let model = Arc::clone(&self.compute.model);
-        self.acquire(step, async move {
+        self.acquire(step, Progress::of_bytes(0), async move {
             if manifest.is_empty() {
                 return TrainState::init(&config, &model).await;
             }
@@ -485,10 +505,14 @@ impl Shell {
     fn copy(&mut self, step: u64, sources: Vec<String>) {
         let endpoint = Arc::clone(&self.endpoint);
         let len = self.compute.model.table().elements();
-        self.acquire(step, async move {
+        let progress = Progress::of_bytes(3 * 4 * len as u64);
+        let seen = Arc::clone(&progress);
+        self.acquire(step, progress, async move {
             let sources: Vec<SocketAddr> = sources.iter().filter_map(|s| s.parse().ok()).collect();
-            let tensors = endpoint.copy_state(&sources, step, 3, len).await?;
-            TrainState::from_tensors(step, tensors)
+            let copied = endpoint.copy_state(&sources, step, (3, len), &seen.bytes);
+            let copied = copied.await?;
+            seen.names(copied.liars);
+            TrainState::from_tensors(step, copied.tensors)
                 .ok_or_else(|| WorkerError::Internal("a copy without its three tensors".into()))
         });
     }
@@ -521,6 +545,7 @@ async fn exchanged(
     (mut request, links): (Reduce<Floats>, Option<DeviceLinks>),
     nodes: BTreeMap<LaneRange, Staged>,
     late: Option<oneshot::Receiver<Result<LateReports, String>>>,
+    hashed: JoinHandle<Result<Digest, String>>,
 ) -> Event {
     let (generation, step) = (request.generation, request.step);
     let mut reports = LateReports::default();
@@ -537,7 +562,14 @@ async fn exchanged(
             Err(error) => return Event::Failed(format!("step {step}, lanes {node}: {error}")),
         };
     }
-    match transport.reduce(request, links).await {
+    let reduced = transport.reduce(request, links).await;
+    let state = match hashed.await.unwrap_or_else(|e| Err(e.to_string())) {
+        Ok(digest) => Some(digest),
+        Err(error) => {
+            return Event::Failed(format!("step {step}: no digest of the state: {error}"));
+        }
+    };
+    match reduced {
         Ok(reduced) => Event::Reduced {
             generation,
             step,
@@ -545,6 +577,15 @@ async fn exchanged(
             digest: Digest(reduced.digest),
             sum: reduced.sum,
             late: reports,
+            digests: Digests {
+                nodes: reduced
+                    .node_digests
+                    .iter()
+                    .map(|(n, d)| (*n, *d as u64))
+                    .collect(),
+                sum_parts: reduced.parts,
+                state,
+            },
         },
         Err(error) => {
             tracing::warn!(generation, step, %error, "the all-reduce failed");
@@ -580,6 +621,7 @@ struct Arrival {
     acquisition: u64,
     step: u64,
     result: Result<(Digest, Arc<HeldState>), WorkerError>,
+    copied: Copied,
 }
 
 /// What the collective is told of the run's times.

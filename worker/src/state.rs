@@ -1,11 +1,11 @@
 //! The training state in host memory: parameters and both moments as flat f32 vectors in
 //! parameter-name order. Where a worker holds it while it trains is `held`'s business.
 
+use belfry_collective::digest::{slice_digests, state_digest};
 use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
 use belfry_proto::Digest;
 use sha2::{Digest as _, Sha256};
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::WorkerError;
 use crate::optimizer::{AdamW, ParamGroup, State};
@@ -96,12 +96,7 @@ impl TrainState {
 
     /// The digest by which workers agree on a state.
     pub fn digest(&self) -> Digest {
-        let mut hash = Xxh3::new();
-        hash.update(&self.step.to_le_bytes());
-        for tensor in self.tensors() {
-            each_chunk(tensor, |bytes| hash.update(bytes));
-        }
-        Digest(hash.digest128())
+        Digest(state_digest(self.step, &slice_digests(&self.tensors())))
     }
 
     /// SHA-256 of the parameters' little-endian bytes in name order.

@@ -18,7 +18,14 @@ impl Core {
     /// Opens the next generation at the open step: survivors keep their nodes, lost lanes are handed
     /// out, new ranges begin with the next step.
     pub(super) fn open_generation(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let old = std::mem::take(&mut self.nodes_now);
+        let mut old = std::mem::take(&mut self.nodes_now);
+        self.keep_evidence();
+        let recompute = std::mem::take(&mut self.recompute) | self.audit_is_open_ended();
+        if recompute {
+            // Lanes are handed out as at the step's begin.
+            old.clear();
+            self.workers.values_mut().for_each(|w| w.nodes.clear());
+        }
         self.members = self.next_members();
         self.ready.clear();
         self.trouble = None;
@@ -54,8 +61,12 @@ impl Core {
         self.await_ids(now, &linked);
         (self.links, self.groups) = (linked.links, linked.groups);
         self.write_down(now, false, fx);
-        let open = down::Body::OpenGeneration(self.announcement());
-        self.send_all(&self.members, open, fx);
+        let open = v1::OpenGeneration {
+            audit: self.plan_audit(now, self.committed),
+            recompute,
+            ..self.announcement()
+        };
+        self.send_all(&self.members, down::Body::OpenGeneration(open), fx);
         for id in &self.members {
             if let Some(worker) = self.workers.get_mut(id) {
                 worker.applied = Some(self.committed);
@@ -96,6 +107,7 @@ impl Core {
             last: before.and_then(|step| self.receipts.get(&step).cloned()),
             links: self.links.into(),
             quarantine: self.durable.quarantine.all().cloned().collect(),
+            ..Default::default()
         }
     }
 

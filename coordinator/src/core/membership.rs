@@ -3,10 +3,6 @@
 
 use super::*;
 
-/// Doublings of the pause after failed copies; what a newcomer costs is then bounded.
-const COPY_BACKOFF_MAX: u32 = 6;
-/// Members that a newcomer copies from at once.
-const SOURCES_MAX: usize = 32;
 /// Heartbeats in a row in which a member does nothing for the open generation. There are thirty in
 /// the time after which it is stuck; counted besides the time, because this process may be stopped
 /// for a while itself.
@@ -94,6 +90,7 @@ impl Core {
             nodes: hello.nodes.iter().map(|n| (*n).into()).collect(),
             copying: None,
             copies_failed: 0,
+            copy_needs: 0,
             copy_after: now,
             idle: None,
             leaving: false,
@@ -123,6 +120,9 @@ impl Core {
     fn refusal(&self, hello: &v1::Hello) -> Option<String> {
         if hello.run_id != self.s.run_id {
             return Some("it belongs to another run: configuration or root differ".into());
+        }
+        if let Some(reason) = self.distrust.refusal(hello) {
+            return Some(reason);
         }
         if let Some(reason) = self.data_refusal(&hello.data) {
             return Some(reason);
@@ -240,6 +240,7 @@ impl Core {
         if self.evaluator == Some(id) {
             self.evaluator = None;
         }
+        self.held.forget(id);
         if let Phase::Loading { asked, digests, .. } = &mut self.phase {
             asked.remove(&id);
             digests.remove(&id);
@@ -252,6 +253,8 @@ impl Core {
         self.members.clear();
         self.nodes_now.clear();
         self.ready.clear();
+        self.evidence = Evidence::default();
+        self.recompute = false;
         self.trouble = None;
         self.open_links = OpenLinks::default();
         self.checkpoint = None;
@@ -360,7 +363,6 @@ impl Core {
         fx: &mut Vec<Effect>,
     ) {
         let digest = Digest::from_bytes(&ready.digest);
-        let silence = millis(self.timeouts().silence);
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -383,28 +385,7 @@ impl Core {
             }
             return;
         }
-        if worker.copying.is_none_or(|c| c.request != ready.request) {
-            return;
-        }
-        worker.copying = None;
-        if ready.error.is_empty() && ready.step == self.committed {
-            worker.applied = Some(ready.step);
-            worker.copies_failed = 0;
-            return;
-        }
-        let doublings = worker.copies_failed.min(COPY_BACKOFF_MAX);
-        worker.copies_failed += 1;
-        worker.copy_after = now + ((silence / 4) << doublings);
-        let why = if ready.error.is_empty() {
-            format!(
-                "it copied step {}, the run is at {}",
-                ready.step, self.committed
-            )
-        } else {
-            ready.error
-        };
-        let text = format!("worker {id} could not copy the state: {why}");
-        self.about(id, Reason::StateCopyFailed, text, fx);
+        self.copied(now, id, digest, ready, fx);
     }
 
     /// A checkpoint that one worker cannot load is given up for an older one, loudly.
@@ -423,41 +404,5 @@ impl Core {
         let text = format!("{error}; falling back to the checkpoint before it");
         self.notice(Reason::CheckpointFallback, text, fx);
         self.gather(now);
-    }
-
-    /// Newcomers copy the open step's state from all members at once.
-    pub(super) fn copy_to_newcomers(&mut self, now: Millis, fx: &mut Vec<Effect>) {
-        let newcomers = self.newcomers(now);
-        if newcomers.is_empty() {
-            return;
-        }
-        // Some of many, evenly spread.
-        let members = self.members.iter();
-        let members = members.step_by(self.members.len().div_ceil(SOURCES_MAX).max(1));
-        let sources: Vec<String> = members.map(|id| self.workers[id].address.clone()).collect();
-        let (term, step) = (self.s.term, self.committed);
-        let until = now + millis(self.timeouts().copy);
-        for id in newcomers {
-            // Numbers never repeat in a term, so an answer cannot be taken for another's.
-            self.requests += 1;
-            let request = self.requests;
-            let copy = v1::CopyState {
-                term,
-                step,
-                sources: sources.clone(),
-                receipts: self.receipts_from(self.receipts_durable).cloned().collect(),
-                request,
-            };
-            if let Some(worker) = self.workers.get_mut(&id) {
-                worker.copying = Some(Copying {
-                    step,
-                    request,
-                    until,
-                });
-                worker.applied = None;
-                worker.waits_for.clear();
-            }
-            self.send(id, down::Body::CopyState(copy), fx);
-        }
     }
 }

@@ -5,7 +5,10 @@
 //! effects in order, a journal entry before what follows it, so that nothing is announced that is
 //! not written.
 
+mod audit;
 mod checkpoint;
+mod copies;
+mod evidence;
 mod finish;
 mod generation;
 mod hang;
@@ -28,10 +31,13 @@ use std::ops::Range;
 
 use belfry_configs::Timeouts;
 use belfry_proto::v1::{self, Reason, coordinator_message as down, worker_message as up};
-use belfry_proto::{Digest, LaneRange, Schedule, lanes};
+use belfry_proto::{Digest, LaneRange, STATE_SLICES, Schedule, lanes};
 
+use audit::LaneAudits;
 use checkpoint::{Closing, OpenCheckpoint};
 pub use checkpoint::{RECEIPTS_KEPT, without_lanes};
+use copies::Held;
+use evidence::{Distrust, Evidence};
 use hang::Told;
 pub use links::LinkPolicy;
 use links::{LinkRecord, OpenLinks};
@@ -77,6 +83,8 @@ pub struct Settings {
     pub checkpoint: belfry_configs::Checkpoint,
     /// Tree nodes a worker may hold.
     pub nodes_max: u32,
+    /// Steps between lane audits; 0: none.
+    pub audit_every: u64,
     /// Whether the run evaluates.
     pub evaluates: bool,
     /// How gradients are to be summed.
@@ -292,6 +300,8 @@ struct Worker {
     nodes: Vec<LaneRange>,
     copying: Option<Copying>,
     copies_failed: u32,
+    /// What a copy takes, by the speed of the one that failed last.
+    copy_needs: Millis,
     /// No copy is begun before this time.
     copy_after: Millis,
     /// Since when, and in how many heartbeats, it does nothing for the open generation.
@@ -306,6 +316,8 @@ struct Copying {
     request: u64,
     /// The commit of `step` is withheld until then.
     until: Millis,
+    /// What it copied; it waits for what the members hold.
+    arrived: Option<Digest>,
 }
 
 /// The coordinator's state.
@@ -354,6 +366,14 @@ pub struct Core {
     /// The tree nodes of `lanes_next`.
     nodes_next: BTreeMap<u64, Vec<LaneRange>>,
     ready: BTreeMap<u64, v1::Ready>,
+    /// What the open step's bits were in all generations, and who is not believed.
+    evidence: Evidence,
+    distrust: Distrust,
+    audits: LaneAudits,
+    /// The members' states, as far as a newcomer is compared with them.
+    held: Held,
+    /// The next generation keeps no partials of the open step.
+    recompute: bool,
     trouble: Option<(Millis, Vec<u64>)>,
     troubles: u32,
     /// How the open generation sums, and each member's group.
@@ -413,6 +433,11 @@ impl Core {
             lanes_next: BTreeMap::new(),
             nodes_next: BTreeMap::new(),
             ready: BTreeMap::new(),
+            evidence: Evidence::default(),
+            distrust: Distrust::default(),
+            audits: LaneAudits::default(),
+            held: Held::default(),
+            recompute: false,
             trouble: None,
             troubles: 0,
             links: v1::Links::Tcp,
@@ -454,6 +479,7 @@ impl Core {
             phase: phase.into(),
             waiting_for: self.waits().to_owned(),
             workers: self.workers.len() as u32,
+            audits: Some(self.audits.counts),
             ..Default::default()
         }
     }
@@ -556,6 +582,7 @@ impl Core {
         match body {
             up::Body::Hello(_) => {}
             up::Body::Applied(applied) => self.learn_stall(&applied, fx),
+            up::Body::StateDigest(told) => self.take_state_digest(id, &told),
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
             up::Body::Ready(ready) => self.take_ready(id, ready),
             up::Body::PeerTrouble(t) => {
@@ -572,6 +599,7 @@ impl Core {
                     self.about(id, Reason::PeerTrouble, text, fx);
                 }
             }
+            up::Body::LaneAudited(told) => self.lane_audited(id, told, fx),
             up::Body::Unreadable(report) => self.take_unreadable(now, id, report, fx),
             up::Body::StateReady(ready) => self.state_ready(now, id, ready, fx),
             up::Body::PartStored(part) => self.part_stored(id, part, fx),

@@ -46,8 +46,12 @@ impl Core {
         self.notice(Reason::ShardQuarantined, text, fx);
         // Nobody keeps partials of the open step: lanes are handed out as at a step's begin.
         self.nodes_now.clear();
+        self.evidence = Evidence::default();
         for worker in self.workers.values_mut() {
             worker.nodes.clear();
+            if worker.applied == Some(self.committed) {
+                worker.pending_digest = None;
+            }
         }
         self.open_generation(now, fx);
     }

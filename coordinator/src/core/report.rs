@@ -29,6 +29,8 @@ pub(super) fn name(body: &up::Body) -> &'static str {
         up::Body::StateReady(_) => "state ready",
         up::Body::PartStored(_) => "part stored",
         up::Body::SnapshotHeld(_) => "snapshot held",
+        up::Body::LaneAudited(_) => "lane audited",
+        up::Body::StateDigest(_) => "state digest",
         up::Body::Evaluated(_) => "evaluated",
         up::Body::Exported(_) => "exported",
         up::Body::Leaving(_) => "leaving",

@@ -6,27 +6,16 @@ use super::*;
 const TROUBLES_MAX: u32 = 3;
 
 impl Core {
-    pub(super) fn take_ready(&mut self, id: u64, ready: v1::Ready) {
-        let fenced = ready.term == self.s.term
-            && (ready.generation == self.generation || self.has(Planted::OldReady))
-            && ready.step == self.committed;
-        if fenced && self.phase == Phase::Training && self.is_member(id) {
-            if let Some(worker) = self.workers.get_mut(&id) {
-                worker.speed.add(ready.lanes.len(), ready.compute_seconds);
-                worker.pending_digest = Digest::from_bytes(&ready.sum_digest);
-            }
-            self.heard_ready = true;
-            self.ready.insert(id, ready);
-        }
-    }
-
     pub(super) fn advance_training(&mut self, now: Millis, fx: &mut Vec<Effect>) {
         let looks = std::mem::take(&mut self.look);
+        if self.settle_copies(now, fx) {
+            return;
+        }
+        if self.recompute || looks && self.somebody_joins() {
+            self.open_generation(now, fx);
+            return;
+        }
         if looks {
-            if self.somebody_joins() {
-                self.open_generation(now, fx);
-                return;
-            }
             self.copy_to_newcomers(now, fx);
             self.store_waiting_receipts(fx);
             self.write_ahead(now, fx);
@@ -86,12 +75,7 @@ impl Core {
     /// All are ready: the same bits are committed, other bits are named.
     fn agree(&mut self, now: Millis, fx: &mut Vec<Effect>) {
         let step = self.committed;
-        let mut camps: BTreeMap<Vec<u8>, Vec<u64>> = BTreeMap::new();
-        for (id, ready) in &self.ready {
-            camps.entry(ready.sum_digest.clone()).or_default().push(*id);
-        }
-        if camps.len() > 1 {
-            self.expel_minority(now, &camps, fx);
+        if !self.digests_agree(now, fx) {
             return;
         }
         if self.members.len() < self.s.min_workers && !self.is_draining() {
@@ -114,6 +98,9 @@ impl Core {
             self.fail(text, fx);
             return;
         }
+        if !self.audit_allows(now, fx) {
+            return;
+        }
         let mut copying = self.workers.values().filter_map(|w| w.copying);
         if !copying.any(|c| c.step == step && now < c.until) && self.store_allows_commit() {
             self.wait_for(String::new(), fx);
@@ -121,37 +108,21 @@ impl Core {
         }
     }
 
-    fn expel_minority(
+    /// Tells every member; some are told to store parts of the next state too.
+    fn tell_commit(
         &mut self,
         now: Millis,
-        camps: &BTreeMap<Vec<u8>, Vec<u64>>,
+        receipt: &v1::StepRecord,
+        digest: &[u8],
         fx: &mut Vec<Effect>,
     ) {
-        let step = self.committed;
-        let half = self.ready.len() / 2;
-        let small = camps.values().filter(|ids| ids.len() <= half);
-        let minority: Vec<u64> = small.flatten().copied().collect();
-        let text = format!("step {step}: workers {minority:?} reduced other bits");
-        if minority.len() == self.ready.len() {
-            self.fail(format!("{text}, and no majority tells who is right"), fx);
-            return;
-        }
-        for id in &minority {
-            let reason = text.clone();
-            self.send(*id, down::Body::Refused(v1::Refused { reason }), fx);
-            self.remove_worker(*id);
-            self.take_back(*id);
-            self.lose_parts_of(*id, fx);
-        }
-        let text = format!("{text} and are removed");
-        self.notice(Reason::WorkerExpelled, text, fx);
-        self.open_generation(now, fx);
-    }
-
-    /// Tells every member; some are told to store parts of the next state too.
-    fn tell_commit(&mut self, receipt: &v1::StepRecord, digest: &[u8], fx: &mut Vec<Effect>) {
         let step = receipt.step;
         let parts = self.snapshot_parts(step + 1, fx);
+        let last = step + 1 == self.stop_at;
+        let audit = match last {
+            true => None,
+            false => self.plan_audit(now, step + 1),
+        };
         let commit = |snapshot_parts: Vec<u32>| {
             down::Body::Commit(v1::Commit {
                 term: self.s.term,
@@ -159,10 +130,11 @@ impl Core {
                 step,
                 sum_digest: digest.to_vec(),
                 snapshot_parts,
-                last: step + 1 == self.stop_at,
+                last,
                 receipt: Some(receipt.clone()),
                 durable: self.receipts_durable,
                 closed: self.checkpoints_closed,
+                audit,
             })
         };
         let others = self.members.iter().filter(|id| !parts.contains_key(id));
@@ -187,11 +159,12 @@ impl Core {
         let first = self.ready.values().next();
         let digest = first.map(|r| r.sum_digest.clone()).unwrap_or_default();
         let last = step + 1 == self.stop_at;
-        self.tell_commit(&receipt, &digest, fx);
+        self.tell_commit(now, &receipt, &digest, fx);
         self.committed = step + 1;
         self.decided = self.decided.max(self.committed);
         self.committed_digest = Digest::from_bytes(&digest);
         self.ready.clear();
+        self.evidence = Evidence::default();
         self.troubles = 0;
         self.links_work();
         self.measure_step(now);

@@ -2,7 +2,10 @@
 
 use super::*;
 
+mod audit;
 mod checkpoint;
+mod copies;
+mod evidence;
 mod quarantine;
 mod receipt;
 mod roster;
@@ -28,6 +31,7 @@ fn settings(workers: usize) -> Settings {
             ..Default::default()
         },
         nodes_max: 4,
+        audit_every: 0,
         evaluates: false,
         links: LinkPolicy::Tcp,
         quarantine_shards_max: 2,
@@ -72,13 +76,21 @@ fn hello(worker_id: u64) -> v1::Hello {
 
 /// The worker's ready for the open step, with its lanes reported.
 fn ready(core: &mut Core, id: u64, digest: u128, finite: bool) -> Vec<Effect> {
-    let lanes = core.nodes_now[&id].iter().flat_map(|n| n.start..n.end);
     let ready = v1::Ready {
+        finite,
+        ..said(core, id, digest)
+    };
+    core.apply(10, Event::Message(100 + id, up::Body::Ready(ready)))
+}
+
+fn said(core: &Core, id: u64, digest: u128) -> v1::Ready {
+    let lanes = core.nodes_now[&id].iter().flat_map(|n| n.start..n.end);
+    v1::Ready {
         term: 1,
         generation: core.generation,
         step: core.committed,
         sum_digest: Digest(digest).to_bytes(),
-        finite,
+        finite: true,
         lanes: lanes
             .map(|lane| v1::LaneReport {
                 lane,
@@ -87,13 +99,22 @@ fn ready(core: &mut Core, id: u64, digest: u128, finite: bool) -> Vec<Effect> {
             })
             .collect(),
         compute_seconds: 1.0,
-    };
-    core.apply(10, Event::Message(100 + id, up::Body::Ready(ready)))
+        ..Default::default()
+    }
 }
 
 fn ended(effects: &[Effect]) -> Option<(bool, &str)> {
     effects.iter().find_map(|e| match e {
         Effect::Finish { success, reason } => Some((*success, reason.as_str())),
+        _ => None,
+    })
+}
+
+/// Everything that is said, to whomever.
+fn bodies(effects: &[Effect]) -> impl Iterator<Item = &down::Body> {
+    effects.iter().filter_map(|effect| match effect {
+        Effect::Send(_, body) => Some(body),
+        Effect::SendAll(_, body) => Some(body.as_ref()),
         _ => None,
     })
 }
@@ -130,11 +151,20 @@ fn a_minority_with_other_bits_is_named_and_expelled() {
     let [down::Body::Refused(refused)] = sent(&effects, 102)[..] else {
         panic!("{effects:?}")
     };
-    assert!(refused.reason.contains("workers [2] reduced other bits"));
+    assert!(
+        refused
+            .reason
+            .contains("worker 2 (rank 2) is removed: its copy of the sum")
+    );
     assert_eq!(core.members, [0, 1]);
     assert!(ended(&effects).is_none(), "the others go on");
 
     let mut core = training(2, Durable::default());
+    ready(&mut core, 0, 9, true);
+    assert!(
+        ended(&ready(&mut core, 1, 10, true)).is_none(),
+        "tried again"
+    );
     ready(&mut core, 0, 9, true);
     let effects = ready(&mut core, 1, 10, true);
     let (success, reason) = ended(&effects).expect("nobody knows who is right");

@@ -36,7 +36,7 @@ pub struct Crowd {
     /// Journal entries so far.
     entry: u64,
     /// Who was asked to load or copy: the answers that are due.
-    asked: Vec<(u64, v1::StateReady)>,
+    asked: Vec<(u64, up::Body)>,
     /// Commits so far.
     pub commits: u64,
     /// Generations so far.
@@ -94,9 +94,9 @@ impl Crowd {
 
     /// Whoever was asked for a state has it.
     pub fn load(&mut self) -> Result<(), String> {
-        for (session, ready) in std::mem::take(&mut self.asked) {
+        for (session, answer) in std::mem::take(&mut self.asked) {
             let before = self.generations;
-            let event = Event::Message(session, up::Body::StateReady(ready));
+            let event = Event::Message(session, answer);
             self.tell("state ready", event)?;
             if self.generations > before {
                 self.last_was("state ready", "join: a generation");
@@ -267,15 +267,26 @@ impl Crowd {
         body: &down::Body,
         committed: &mut BTreeSet<u64>,
     ) {
-        let loaded = |step, request| v1::StateReady {
-            term: 1,
-            step,
-            digest: Digest(step.into()).to_bytes(),
-            request,
-            ..Default::default()
+        let loaded = |step, request| {
+            up::Body::StateReady(v1::StateReady {
+                term: 1,
+                step,
+                digest: Digest(step.into()).to_bytes(),
+                request,
+                ..Default::default()
+            })
+        };
+        let held = |step: u64| {
+            up::Body::StateDigest(v1::StateDigest {
+                term: 1,
+                step,
+                digest: Digest(step.into()).to_bytes(),
+                seconds: 0.0,
+            })
         };
         match body {
             down::Body::LoadState(m) => self.asked.push((session, loaded(m.step, m.request))),
+            down::Body::DigestState(m) => self.asked.push((session, held(m.step))),
             down::Body::CopyState(m) => self.asked.push((session, loaded(m.step, m.request))),
             down::Body::Commit(commit) => {
                 committed.insert(commit.step);

@@ -70,6 +70,7 @@ fn settings(workers: u64, lanes: u32) -> Settings {
             ..Default::default()
         },
         nodes_max: 4,
+        audit_every: 0,
         evaluates: false,
         links: LinkPolicy::Tcp,
         quarantine_shards_max: 0,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use belfry_proto::LaneRange;
@@ -13,10 +14,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::digest::{SLICE_FLOATS, slice_digests, state_digest};
 use crate::endpoint::dial;
 use crate::exchange::{LinkFuture, PeerLinks, exchange};
 use crate::fold::tree_sum;
-use crate::frame::{BoxLink, Header, Kind, encode, read_frame};
+use crate::frame::{BoxLink, Header, Kind, encode, encode_bytes, read_frame};
 use crate::{CollectiveError, Endpoint, Limits, Member, Reaction, Reduce, Reduced, StateSource};
 
 const RUN: u64 = 0xbe1f;
@@ -231,10 +233,17 @@ fn nowhere(members: usize) -> Vec<SocketAddr> {
 
 pub(crate) fn assert_sums(results: Vec<Result<Reduced, CollectiveError>>, lanes: u32, len: usize) {
     let expected = serial(lanes, len);
+    let mut parts = None;
     for reduced in results {
         let reduced = reduced.expect("the exchange succeeds");
         assert_eq!(bits(&reduced.sum), bits(&expected));
         assert_eq!(reduced.digest, digest(&expected));
+        parts.get_or_insert_with(|| reduced.parts.clone());
+        assert_eq!(
+            parts.as_ref(),
+            Some(&reduced.parts),
+            "as all others have them"
+        );
         for (node, found) in reduced.node_digests {
             assert_eq!(found, digest(&node_sum(node, len)));
         }
@@ -514,31 +523,109 @@ async fn a_state_is_copied_from_all_sources_even_if_one_dies() {
         let newcomer = Endpoint::bind(any, RUN, limits())
             .await
             .expect("a free port");
-        let copied = newcomer
-            .copy_state(&addrs, 9, 3, 1001)
-            .await
-            .expect("copied");
-        assert_eq!(copied, tensors);
-        let gone = newcomer
-            .copy_state(&addrs[1..], 8, 3, 1001)
-            .await
-            .expect_err("gone");
+        let arrived = AtomicU64::new(0);
+        let copy = async |addrs: &[SocketAddr], step| {
+            newcomer.copy_state(addrs, step, (3, 1001), &arrived).await
+        };
+        let copied = copy(&addrs, 9).await.expect("copied");
+        assert_eq!(copied.tensors, tensors);
+        assert!(arrived.load(Ordering::Relaxed) >= 3 * 4 * 1001);
+        let all: Vec<&[f32]> = tensors.iter().map(Vec::as_slice).collect();
+        let expected = state_digest(9, &slice_digests(&all));
+        assert_eq!((copied.digest, copied.liars), (expected, vec![]));
+        let gone = copy(&addrs[1..], 8).await.expect_err("gone");
         assert!(
             matches!(gone, CollectiveError::StateGone { step: 8, .. }),
             "{gone}"
         );
         endpoints.iter().for_each(|e| e.publish_state(None));
-        let gone = newcomer
-            .copy_state(&addrs[1..], 9, 3, 1001)
-            .await
-            .expect_err("gone");
+        let gone = copy(&addrs[1..], 9).await.expect_err("gone");
         assert!(
             matches!(gone, CollectiveError::StateGone { step: 9, .. }),
             "{gone}"
         );
-        assert!(newcomer.copy_state(&addrs[..1], 9, 3, 1001).await.is_err());
-        assert!(newcomer.copy_state(&[], 9, 3, 1001).await.is_err());
+        assert!(copy(&addrs[..1], 9).await.is_err());
+        assert!(copy(&[], 9).await.is_err());
     }
+}
+
+/// Sources that hold these tensors, some slices each, as of step 9.
+async fn holders(states: Vec<Vec<Vec<f32>>>) -> (Vec<Arc<Endpoint>>, Vec<SocketAddr>) {
+    let (endpoints, addrs) = endpoints(states.len()).await;
+    for (endpoint, tensors) in endpoints.iter().zip(states) {
+        endpoint.set_limits(Limits {
+            frame_bytes_max: 1 << 20,
+            ..limits()
+        });
+        endpoint.publish_state(Some(Arc::new(State { step: 9, tensors })));
+    }
+    (endpoints, addrs)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_holds_other_bits_is_named_and_the_copy_is_right() {
+    let len = 2 * SLICE_FLOATS + 77;
+    let right: Vec<Vec<f32>> = (0..3).map(|t| leaf(t, len)).collect();
+    for (tensor, at) in [(0, 5), (1, SLICE_FLOATS + 1), (2, len - 1)] {
+        let mut wrong = right.clone();
+        wrong[tensor][at] = f32::from_bits(wrong[tensor][at].to_bits() ^ 1);
+        let (sources, addrs) = holders(vec![wrong.clone(), right.clone(), right.clone()]).await;
+        let arrived = AtomicU64::new(0);
+        let copied = sources[1].copy_state(&addrs, 9, (3, len), &arrived).await;
+        let copied = copied.expect("two of three are right");
+        assert!(copied.tensors == right, "the bits of the majority");
+        assert_eq!(copied.liars, [addrs[0]]);
+        // Of two nobody knows who is right.
+        let error = sources[1]
+            .copy_state(&addrs[..2], 9, (3, len), &arrived)
+            .await;
+        let error = error.expect_err("a draw");
+        assert!(
+            matches!(error, CollectiveError::Disagree { step: 9, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_on_its_way_is_asked_of_another() {
+    let len = SLICE_FLOATS + 10;
+    let right: Vec<Vec<f32>> = (0..3).map(|t| leaf(t, len)).collect();
+    let (sources, mut addrs) = holders(vec![right.clone(), right.clone()]).await;
+    // A source whose memory lies between hashing and sending: it tells what it should hold.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let honest = addrs[0];
+    addrs[0] = listener.local_addr().expect("bound");
+    let mut lies = JoinSet::new();
+    lies.spawn(async move {
+        let mut links = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            links.spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(honest)
+                    .await
+                    .expect("is there");
+                while let Ok(asked) = read_frame(&mut near, 0).await {
+                    let request = encode(asked.header, &[]);
+                    far.write_all(&request).await.expect("is there");
+                    let Ok(mut answer) = read_frame(&mut far, 1 << 20).await else {
+                        return;
+                    };
+                    if answer.header.kind == Kind::StateChunk {
+                        answer.payload[7] ^= 1;
+                    }
+                    let answer = encode_bytes(answer.header, &answer.payload);
+                    if near.write_all(&answer).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let arrived = AtomicU64::new(0);
+    let copied = sources[1].copy_state(&addrs, 9, (3, len), &arrived).await;
+    let copied = copied.expect("one source is sound");
+    assert!(copied.tensors == right);
+    assert_eq!(copied.liars, [addrs[0]]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::error::CollectiveError;
 use crate::exchange::{LinkFuture, PeerLinks, Reusable, exchange};
 use crate::frame::{BoxLink, Frame, Header, Kind, encode, read_frame};
 use crate::plan::{Reduce, Reduced};
-use crate::state_copy::{self, StateSource};
+use crate::state_copy::{self, Copied, Published, StateSource};
 
 /// Connections that may be greeting or copying at once: far above any number of members.
 const VISITORS_MAX: usize = 1024;
@@ -69,7 +69,7 @@ struct Shared {
     pool: Mutex<Pool>,
     /// Counts arrivals and generation changes.
     changes: watch::Sender<u64>,
-    state: Mutex<Option<Arc<dyn StateSource>>>,
+    state: Mutex<Option<Published>>,
     refused: AtomicU64,
 }
 
@@ -241,26 +241,28 @@ impl Endpoint {
                 .state
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
-            state,
+            state.map(Published::new),
         );
         // Freed outside the lock: it may be gigabytes.
         drop(old);
     }
 
-    /// Copies `tensors` tensors of `len` floats each, as of `step`, from all `sources` at once.
+    /// Copies `tensors` tensors of `len` floats each, as of `step`, from all `sources` at once, and
+    /// verifies them against what most sources hold. `arrived` counts bytes, also of a copy that
+    /// fails.
     ///
     /// # Errors
     /// [`CollectiveError::StateGone`] if the sources went on, [`CollectiveError::NoSource`] if all
-    /// of them failed.
+    /// of them failed, [`CollectiveError::Disagree`] if nobody knows what is right.
     pub async fn copy_state(
         &self,
         sources: &[SocketAddr],
         step: u64,
-        tensors: usize,
-        len: usize,
-    ) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        let limits = self.shared.limits();
-        state_copy::copy(sources, self.shared.run_id, limits, step, (tensors, len)).await
+        (tensors, len): (usize, usize),
+        arrived: &AtomicU64,
+    ) -> Result<Copied, CollectiveError> {
+        let (run_id, limits) = (self.shared.run_id, self.shared.limits());
+        state_copy::copy(sources, run_id, limits, step, (tensors, len), arrived).await
     }
 
     fn links(&self, request: &Arc<Reduce>, rank: usize) -> PeerLinks {
@@ -404,7 +406,7 @@ async fn greet(mut stream: TcpStream, shared: &Shared) -> Result<(), String> {
         format!("run {:016x} is not this one", header.run_id)
     } else {
         match header.kind {
-            Kind::StateRequest => {
+            Kind::StateRequest | Kind::StateDigests => {
                 let state = || {
                     shared
                         .state

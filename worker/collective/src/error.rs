@@ -147,6 +147,14 @@ pub enum CollectiveError {
         /// Who said so.
         addr: SocketAddr,
     },
+    /// Sources hold different states of one step, and no majority tells which is right.
+    #[error("{sources} hold different states of step {step}; ask again when one is removed")]
+    Disagree {
+        /// The wanted step.
+        step: u64,
+        /// Their addresses.
+        sources: String,
+    },
     /// A state copy was asked for without sources, or of more than memory can address.
     #[error("cannot copy a state: {0}")]
     BadCopy(String),
@@ -180,7 +188,7 @@ impl CollectiveError {
             | Self::LinksBroke { .. }
             | Self::StateGone { .. } => Reaction::Rejoin,
             Self::Corrupt { .. } | Self::Unexpected { .. } => Reaction::Quarantine,
-            Self::NoSource { .. } => Reaction::Retry,
+            Self::NoSource { .. } | Self::Disagree { .. } => Reaction::Retry,
             Self::Bind { .. }
             | Self::OtherRun { .. }
             | Self::BadNodes(_)

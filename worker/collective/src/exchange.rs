@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::digest::{digest_of, hash_floats};
 use crate::endpoint::Limits;
 use crate::error::CollectiveError;
 use crate::floats::Length;
@@ -173,22 +174,8 @@ fn frame_floats(limits: &Limits) -> usize {
 pub(crate) fn node_digests<P: Length>(request: &Reduce<P>) -> Vec<(LaneRange, u128)> {
     let nodes = request.members[request.rank].nodes.iter();
     let here = nodes.filter_map(|node| Some((*node, request.partials[node].values()?)));
-    here.map(|(node, values)| {
-        let mut hash = Xxh3::new();
-        hash_floats(&mut hash, values);
-        (node, hash.digest128())
-    })
-    .collect()
-}
-
-pub(crate) fn hash_floats(hash: &mut Xxh3, values: &[f32]) {
-    let mut bytes = vec![0; 16 << 10];
-    for chunk in values.chunks(4 << 10) {
-        for (to, value) in bytes.chunks_exact_mut(4).zip(chunk) {
-            to.copy_from_slice(&value.to_le_bytes());
-        }
-        hash.update(&bytes[..chunk.len() * 4]);
-    }
+    here.map(|(node, values)| (node, digest_of(values)))
+        .collect()
 }
 
 /// The loop's state: open buckets, the sum, and what goes out.
@@ -207,6 +194,8 @@ struct Owner {
     /// Floats of the sum that are there, by bucket.
     filled: Vec<usize>,
     hash: Xxh3,
+    /// Of the buckets of some owners each, see [`Reduced::parts`].
+    parts: Vec<Xxh3>,
     hashed: usize,
     bytes_sent: u64,
     bytes_received: u64,
@@ -237,6 +226,7 @@ impl Owner {
         let mut owner = Owner {
             sum: vec![0.0; request.len],
             filled: vec![0; request.buckets()],
+            parts: vec![Xxh3::new(); request.parts()],
             request,
             run_id,
             frame_floats,
@@ -378,7 +368,10 @@ impl Owner {
             if *filled < bounds.len() {
                 return;
             }
-            hash_floats(&mut self.hash, &self.sum[bounds]);
+            let part = self.request.owner(self.hashed) % self.parts.len();
+            hash_floats(&mut self.hash, &self.sum[bounds.clone()]);
+            // The bucket is still in the processor's cache.
+            hash_floats(&mut self.parts[part], &self.sum[bounds]);
             self.hashed += 1;
         }
     }
@@ -395,6 +388,7 @@ impl Owner {
         Ok(Reduced {
             sum: self.sum,
             digest: self.hash.digest128(),
+            parts: self.parts.iter().map(Xxh3::digest).collect(),
             node_digests,
             bytes_sent: self.bytes_sent,
             bytes_received: self.bytes_received,

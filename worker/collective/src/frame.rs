@@ -7,6 +7,8 @@ use std::io;
 use belfry_proto::LaneRange;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
+use crate::digest::bytes_of;
+
 /// "BFR1", little-endian; also the version of the format.
 const MAGIC: u32 = u32::from_le_bytes(*b"BFR1");
 /// Bytes of a header: the sum of the fields in [`Header::to_bytes`].
@@ -40,6 +42,8 @@ pub enum Kind {
     StateChunk = 8,
     /// The asked step is not here.
     StateGone = 9,
+    /// Asks for the digests of all slices of a state; the answer has them, 16 bytes each.
+    StateDigests = 10,
 }
 
 impl Kind {
@@ -55,6 +59,7 @@ impl Kind {
             StateRequest,
             StateChunk,
             StateGone,
+            StateDigests,
         ];
         all.into_iter().find(|kind| *kind as u32 == value)
     }
@@ -136,14 +141,17 @@ pub enum ReadError {
 }
 
 /// Header, checksum and the little-endian bytes of `floats`.
-pub fn encode(mut header: Header, floats: &[f32]) -> Vec<u8> {
-    header.bytes = (floats.len() * 4) as u32;
-    let mut out = vec![0; HEADER_BYTES + floats.len() * 4];
-    out[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
-    for (bytes, value) in out[HEADER_BYTES..].chunks_exact_mut(4).zip(floats) {
-        bytes.copy_from_slice(&value.to_le_bytes());
-    }
-    let crc = checksum(&out[..HEADER_BYTES - 4], &out[HEADER_BYTES..]);
+pub fn encode(header: Header, floats: &[f32]) -> Vec<u8> {
+    encode_bytes(header, &bytes_of(floats))
+}
+
+/// Header, checksum and these bytes, a multiple of four.
+pub fn encode_bytes(mut header: Header, payload: &[u8]) -> Vec<u8> {
+    header.bytes = payload.len() as u32;
+    let mut out = Vec::with_capacity(HEADER_BYTES + payload.len());
+    out.extend_from_slice(&header.to_bytes());
+    out.extend_from_slice(payload);
+    let crc = checksum(&out[..HEADER_BYTES - 4], payload);
     out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
     out
 }
@@ -162,6 +170,59 @@ pub async fn read_frame(
     link: &mut (impl AsyncRead + Unpin + ?Sized),
     bytes_max: usize,
 ) -> Result<Frame, ReadError> {
+    let (raw, header) = read_header(link, bytes_max).await?;
+    let mut payload = vec![0; header.bytes as usize];
+    link.read_exact(&mut payload).await.map_err(ReadError::Io)?;
+    check(&raw, header, &payload)?;
+    Ok(Frame { header, payload })
+}
+
+/// Reads one frame whose floats belong into `into`, without another copy of them. A frame without
+/// payload leaves `into` as it is; what a frame that is not sound leaves there means nothing.
+///
+/// # Errors
+/// [`ReadError`]; a payload of another length is refused before it is read.
+pub async fn read_into(
+    link: &mut (impl AsyncRead + Unpin + ?Sized),
+    into: &mut [f32],
+) -> Result<Header, ReadError> {
+    let (raw, header) = read_header(link, into.len() * 4).await?;
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
+    if header.bytes as usize == bytes.len() {
+        link.read_exact(bytes).await.map_err(ReadError::Io)?;
+        check(&raw, header, bytes)?;
+    } else if header.bytes == 0 {
+        check(&raw, header, &[])?;
+    } else {
+        return Err(ReadError::Corrupt {
+            bucket: header.bucket,
+            offset: header.offset,
+            reason: format!("{} bytes instead of {}", header.bytes, bytes.len()),
+        });
+    }
+    if cfg!(target_endian = "big") {
+        into.iter_mut()
+            .for_each(|x| *x = f32::from_bits(x.to_bits().swap_bytes()));
+    }
+    Ok(header)
+}
+
+fn check(raw: &[u8; HEADER_BYTES], header: Header, payload: &[u8]) -> Result<(), ReadError> {
+    let told = &raw[HEADER_BYTES - 4..];
+    if checksum(&raw[..HEADER_BYTES - 4], payload).to_le_bytes() == told {
+        return Ok(());
+    }
+    Err(ReadError::Corrupt {
+        bucket: header.bucket,
+        offset: header.offset,
+        reason: "the checksum does not match".into(),
+    })
+}
+
+async fn read_header(
+    link: &mut (impl AsyncRead + Unpin + ?Sized),
+    bytes_max: usize,
+) -> Result<([u8; HEADER_BYTES], Header), ReadError> {
     let mut raw = [0; HEADER_BYTES];
     link.read_exact(&mut raw).await.map_err(ReadError::Io)?;
     let u32_at = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
@@ -183,11 +244,6 @@ pub async fn read_frame(
             "a payload of {bytes} bytes, at most {bytes_max} allowed"
         )));
     }
-    let mut payload = vec![0; bytes as usize];
-    link.read_exact(&mut payload).await.map_err(ReadError::Io)?;
-    if checksum(&raw[..HEADER_BYTES - 4], &payload) != u32_at(HEADER_BYTES - 4) {
-        return Err(corrupt("the checksum does not match".into()));
-    }
     let header = Header {
         kind,
         run_id: u64_at(8),
@@ -201,7 +257,7 @@ pub async fn read_frame(
         offset,
         bytes,
     };
-    Ok(Frame { header, payload })
+    Ok((raw, header))
 }
 
 fn checksum(header: &[u8], payload: &[u8]) -> u32 {

@@ -5,6 +5,7 @@
 //! of workers or on who holds what. Knows nothing of models, lanes' contents or the coordinator.
 
 mod alive;
+pub mod digest;
 mod endpoint;
 mod error;
 mod exchange;
@@ -23,5 +24,5 @@ pub use endpoint::{Endpoint, Limits};
 pub use error::{CollectiveError, Reaction};
 pub use floats::{DeviceFloats, DeviceOwner, Floats, Length};
 pub use plan::{Member, Reduce, Reduced};
-pub use state_copy::StateSource;
+pub use state_copy::{Copied, StateSource};
 pub use transport::{DeviceLinks, Reducing, SumOrder, Transport, Wire};

@@ -13,6 +13,10 @@ use belfry_proto::lanes::tiles_exactly;
 use crate::error::CollectiveError;
 use crate::floats::{DeviceFloats, Length};
 
+/// Parts by which the digests of a sum tell owners apart: one for each up to so many, which is half
+/// a kilobyte in a message.
+const PARTS_MAX: usize = 64;
+
 /// A participant of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -53,6 +57,9 @@ pub struct Reduced {
     pub sum: Vec<f32>,
     /// XXH3-128 over the sum's little-endian bytes: the same for every number of members.
     pub digest: u128,
+    /// XXH3-64 over the buckets of some owners each: of n parts, part i is of ranks i, i + n, …. Empty
+    /// where the sum did not come from owners.
+    pub parts: Vec<u64>,
     /// The same over each of the own nodes that lie in host memory.
     pub node_digests: Vec<(LaneRange, u128)>,
     /// Bytes written to peers, headers included.
@@ -126,6 +133,11 @@ impl<P: Length> Reduce<P> {
     /// Who combines a bucket.
     pub(crate) fn owner(&self, bucket: usize) -> usize {
         bucket % self.members.len()
+    }
+
+    /// Parts whose digests tell whose buckets differ.
+    pub(crate) fn parts(&self) -> usize {
+        self.members.len().min(PARTS_MAX)
     }
 
     /// The buckets that `rank` combines, ascending.

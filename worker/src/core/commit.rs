@@ -22,6 +22,7 @@ impl Core {
             return;
         }
         self.last = m.last;
+        self.next_audit = m.audit;
         self.keep_receipt(m.receipt);
         self.receipts = self.receipts.split_off(&m.durable);
         self.start_apply(m.snapshot_parts, effects);
@@ -76,6 +77,8 @@ impl Core {
                 .map(|n| (*n).into())
                 .collect();
         }
+        let audit = self.next_audit.take();
+        self.begin_audit(audit, effects);
         self.proceed(effects);
         while self.phase != Phase::Applying {
             let Some(body) = self.deferred.pop_front() else {

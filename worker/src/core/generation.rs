@@ -25,6 +25,9 @@ impl Core {
         }
         self.generation = m.generation;
         self.take_quarantine(&m.quarantine, effects);
+        if m.recompute && m.step == self.applied {
+            self.begin_step_anew(effects);
+        }
         let nodes_now = m.members[rank]
             .nodes_now
             .iter()
@@ -46,10 +49,12 @@ impl Core {
         self.last = false;
         if m.step == self.applied {
             self.phase = Phase::Idle;
+            self.begin_audit(m.audit, effects);
             self.proceed(effects);
         } else if m.step == self.applied + 1 && self.pending.is_some() {
             // The step was committed while this worker held its gradient.
             self.keep_receipt(m.last);
+            self.next_audit = m.audit;
             self.start_apply(Vec::new(), effects);
         } else {
             // Too far behind or ahead to be a member: let the coordinator see what is held.
@@ -75,7 +80,13 @@ impl Core {
         if self.quarantine_at(self.applied) == before || self.has(Planted::KeepsLostShards) {
             return;
         }
+        self.begin_step_anew(effects);
+    }
+
+    /// Nothing that was computed of the open step counts.
+    fn begin_step_anew(&mut self, effects: &mut Vec<Effect>) {
         self.partials.clear();
+        self.audited.clear();
         self.pending = None;
         self.compute_seconds = 0.0;
         self.lanes_done = 0;

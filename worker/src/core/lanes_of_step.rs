@@ -6,6 +6,11 @@ use super::*;
 impl Core {
     /// Computes the next missing lane, or starts the exchange when none is missing.
     pub(super) fn proceed(&mut self, effects: &mut Vec<Effect>) {
+        self.proceed_with_lanes(effects);
+        self.proceed_with_audit(effects);
+    }
+
+    fn proceed_with_lanes(&mut self, effects: &mut Vec<Effect>) {
         let Some(m) = &self.membership else { return };
         let before = matches!(self.phase, Phase::Idle | Phase::Computing | Phase::Linking);
         if m.step != self.applied || !before {
@@ -28,6 +33,7 @@ impl Core {
                     step,
                     lane,
                     quarantine: quarantine.clone(),
+                    attempt: None,
                 });
                 effects.push(Effect::Compute {
                     step,
@@ -76,21 +82,41 @@ impl Core {
         seconds: f64,
         effects: &mut Vec<Effect>,
     ) {
-        if self.landed(step, report.lane)
-            && let Some(m) = &self.membership
-        {
-            self.compute_seconds += seconds;
-            self.lanes_done += 1;
-            match self.partials.insert(report, gradient, &m.nodes_now) {
-                Ok(Some((node, sum))) => effects.push(Effect::Stage { step, node, sum }),
-                Ok(None) => {}
-                Err(error) => {
-                    effects.extend(self.apply(Event::Failed(format!("step {step}: {error}"))));
-                    return;
-                }
-            }
+        if let Some(flight) = self.take_audit((step, report.lane)) {
+            self.audited_lane_done(flight, Ok((gradient, seconds)), effects);
+            self.proceed(effects);
+            return;
+        }
+        if self.landed(step, report.lane) {
+            self.before_folding((step, report.lane), &gradient, effects);
+            self.fold(report, gradient, seconds, effects);
         }
         self.proceed(effects);
+    }
+
+    fn fold(
+        &mut self,
+        report: v1::LaneReport,
+        gradient: Gradient,
+        seconds: f64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let step = self.applied;
+        let Some(m) = &self.membership else { return };
+        self.compute_seconds += seconds;
+        self.lanes_done += 1;
+        match self.partials.insert(report, gradient, &m.nodes_now) {
+            Ok(Some((node, sum))) => effects.push(Effect::Stage { step, node, sum }),
+            Ok(None) => {}
+            Err(error) => {
+                effects.extend(self.apply(Event::Failed(format!("step {step}: {error}"))))
+            }
+        }
+    }
+
+    fn take_audit(&mut self, (step, lane): (u64, u32)) -> Option<InFlight> {
+        let is_it = |f: &mut InFlight| f.attempt.is_some() && (f.step, f.lane) == (step, lane);
+        self.in_flight.take_if(is_it)
     }
 
     /// A lane that cannot be computed: the coordinator decides, and a new generation tells what. Until
@@ -102,6 +128,11 @@ impl Core {
         detail: String,
         effects: &mut Vec<Effect>,
     ) {
+        if let Some(flight) = self.take_audit((step, lane)) {
+            self.audited_lane_done(flight, Err(detail), effects);
+            self.proceed(effects);
+            return;
+        }
         if !self.landed(step, lane) {
             self.proceed(effects);
             return;

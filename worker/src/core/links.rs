@@ -48,11 +48,6 @@ impl Links {
         }
     }
 
-    /// Whether a repetition with other members gives the same bits.
-    pub(super) fn same_bits(&self) -> bool {
-        self.kind != v1::Links::Ring
-    }
-
     fn own(&self) -> &[usize] {
         let own = self.groups.iter().find(|g| g.contains(&self.rank));
         own.map_or(&[], Vec::as_slice)

@@ -18,12 +18,15 @@ use belfry_proto::{Digest, LaneRange, Schedule, lanes};
 
 use crate::partials::Partials;
 
+mod audit;
 mod commit;
 mod generation;
 mod lanes_of_step;
 mod links;
 mod planted;
 
+pub use audit::Attempt;
+use audit::Audited;
 pub use links::Linked;
 use links::Links;
 #[doc(hidden)]
@@ -69,6 +72,18 @@ pub enum Event {
         gradient: Gradient,
         seconds: f64,
     },
+    /// The digest of an audited lane's gradient is taken, or could not be.
+    LaneDigest {
+        attempt: Attempt,
+        digest: Result<Digest, String>,
+        seconds: f64,
+    },
+    /// The digest of a state is taken, or the state was gone.
+    StateDigest {
+        step: u64,
+        digest: Option<Digest>,
+        seconds: f64,
+    },
     /// A lane cannot be computed: these shards stay unreadable.
     Unreadable {
         step: u64,
@@ -85,6 +100,7 @@ pub enum Event {
         finite: bool,
         /// Of lanes whose losses the device gave only now, and the time that it took for all.
         late: LateReports,
+        digests: Digests,
     },
     /// The all-reduce of this generation failed on these ranks.
     ReduceFailed {
@@ -101,9 +117,17 @@ pub enum Event {
     /// The update of `step` is in the state.
     Applied { step: u64 },
     /// Init, load or copy succeeded.
-    StateArrived { step: u64, digest: Digest },
+    StateArrived {
+        step: u64,
+        digest: Digest,
+        copied: Copied,
+    },
     /// Init, load or copy failed.
-    StateFailed { step: u64, error: String },
+    StateFailed {
+        step: u64,
+        error: String,
+        copied: Copied,
+    },
     /// A report that passes through: part stored, evaluated, exported.
     Report(up::Body),
     /// Something that no restart mends: bad data, a missing device.
@@ -119,6 +143,30 @@ pub struct LateReports {
     pub reports: Vec<v1::LaneReport>,
     /// Time of the device since it was last waited for.
     pub seconds: f64,
+}
+
+/// How a copy of a state went, also one that failed; nothing for what was loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Copied {
+    /// That arrived.
+    pub bytes: u64,
+    /// Of the whole state.
+    pub bytes_total: u64,
+    /// Since it began.
+    pub seconds: f64,
+    /// Addresses of sources that held or sent other bits than most.
+    pub liars: Vec<String>,
+}
+
+/// What was hashed around an exchange besides the sum.
+#[derive(Clone, Debug, Default)]
+pub struct Digests {
+    /// Of the own tree nodes that lie in host memory.
+    pub nodes: Vec<(LaneRange, u64)>,
+    /// Of the sum's buckets, by owner.
+    pub sum_parts: Vec<u64>,
+    /// Of what the step's readiness tells of the state before it.
+    pub state: Option<Digest>,
 }
 
 /// Something to do.
@@ -139,6 +187,16 @@ pub enum Effect {
         lane: u32,
         quarantine: Quarantine,
     },
+    /// Take the digest of an audited lane's gradient, off the loop; answered by
+    /// [`Event::LaneDigest`].
+    DigestLane {
+        attempt: Attempt,
+        gradient: Gradient,
+        /// What the lane took.
+        seconds: f64,
+    },
+    /// Take the digest of the present state, off the loop; answered by [`Event::StateDigest`].
+    DigestState { step: u64 },
     /// What was staged of the open step does not count any more.
     Unstage,
     /// A node that this worker brings to the exchange is complete: have it where the exchange reads.
@@ -245,6 +303,8 @@ struct InFlight {
     step: u64,
     lane: u32,
     quarantine: Quarantine,
+    /// Of an audit: it is hashed and dropped.
+    attempt: Option<u32>,
 }
 
 /// The worker's side of the step transaction.
@@ -260,6 +320,10 @@ pub struct Core {
     membership: Option<Membership>,
     partials: Partials,
     in_flight: Option<InFlight>,
+    /// The open step's audit, as far as it is this worker's.
+    audited: Audited,
+    /// The audit of the step behind the one that is being applied.
+    next_audit: Option<v1::Audit>,
     /// All shards under quarantine, each from its step on.
     quarantine: Schedule,
     compute_seconds: f64,
@@ -292,6 +356,8 @@ impl Core {
             pending: None,
             membership: None,
             in_flight: None,
+            audited: Audited::default(),
+            next_audit: None,
             quarantine: Schedule::default(),
             compute_seconds: 0.0,
             lanes_done: 0,
@@ -350,6 +416,21 @@ impl Core {
                 gradient,
                 seconds,
             } => self.lane_done(step, report, gradient, seconds, &mut effects),
+            Event::LaneDigest {
+                attempt,
+                digest,
+                seconds,
+            } => self.lane_digest(attempt, digest, seconds, &mut effects),
+            Event::StateDigest {
+                step,
+                digest,
+                seconds,
+            } => effects.push(Effect::Send(up::Body::StateDigest(v1::StateDigest {
+                term: self.term,
+                step,
+                digest: digest.map(Digest::to_bytes).unwrap_or_default(),
+                seconds,
+            }))),
             Event::Unreadable {
                 step,
                 lane,
@@ -363,11 +444,12 @@ impl Core {
                 digest,
                 finite,
                 late,
+                digests,
             } => {
                 if self.exchanging(generation, step) {
                     self.compute_seconds += late.seconds;
                     self.partials.complete_reports(late.reports);
-                    self.reduced(sum, digest, finite, &mut effects);
+                    self.reduced((sum, digest, finite), digests, &mut effects);
                 }
             }
             Event::ReduceFailed {
@@ -388,11 +470,19 @@ impl Core {
             }
             Event::IdMade { generation, id } => self.id_made(generation, id, &mut effects),
             Event::Applied { step } => self.was_applied(step, &mut effects),
-            Event::StateArrived { step, digest } => self.state_arrived(step, digest, &mut effects),
-            Event::StateFailed { step, error } => {
+            Event::StateArrived {
+                step,
+                digest,
+                copied,
+            } => self.state_arrived(step, digest, copied, &mut effects),
+            Event::StateFailed {
+                step,
+                error,
+                copied,
+            } => {
                 if self.phase == Phase::Acquiring(step) {
                     self.phase = Phase::Empty;
-                    effects.push(self.state_ready(step, None, error));
+                    effects.push(self.state_ready(step, None, error, copied));
                 }
             }
             Event::Report(body) => effects.push(Effect::Send(body)),
@@ -491,6 +581,17 @@ impl Core {
             }
             down::Body::OpenGeneration(m) => self.open_generation(m, effects),
             down::Body::LinkId(m) => self.link_id(m, effects),
+            down::Body::Audit(m) => self.compute_once_more(m, effects),
+            down::Body::DigestState(m) if self.holds(m.step) => {
+                effects.push(Effect::DigestState { step: m.step });
+            }
+            down::Body::DigestState(m) => {
+                effects.extend(self.apply(Event::StateDigest {
+                    step: m.step,
+                    digest: None,
+                    seconds: 0.0,
+                }));
+            }
             down::Body::Commit(m) => self.commit(m, effects),
             down::Body::StoreParts(m) if self.holds(m.step) => {
                 let (step, parts) = (m.step, m.parts);
@@ -530,25 +631,42 @@ impl Core {
         self.pending = None;
         self.applied_digest = None;
         self.partials.clear();
+        self.audited.clear();
     }
 
-    fn state_ready(&self, step: u64, digest: Option<Digest>, error: String) -> Effect {
+    fn state_ready(
+        &self,
+        step: u64,
+        digest: Option<Digest>,
+        error: String,
+        copied: Copied,
+    ) -> Effect {
         Effect::Send(up::Body::StateReady(v1::StateReady {
             term: self.term,
             step,
             digest: digest.map(Digest::to_bytes).unwrap_or_default(),
             error,
             request: self.request,
+            bytes: copied.bytes,
+            bytes_total: copied.bytes_total,
+            seconds: copied.seconds,
+            liars: copied.liars,
         }))
     }
 
-    fn state_arrived(&mut self, step: u64, digest: Digest, effects: &mut Vec<Effect>) {
+    fn state_arrived(
+        &mut self,
+        step: u64,
+        digest: Digest,
+        copied: Copied,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.phase != Phase::Acquiring(step) {
             return;
         }
         self.phase = Phase::Idle;
         self.applied = step;
-        effects.push(self.state_ready(step, Some(digest), String::new()));
+        effects.push(self.state_ready(step, Some(digest), String::new(), copied));
     }
 
     fn exchanging(&self, generation: u64, step: u64) -> bool {
@@ -556,21 +674,15 @@ impl Core {
         self.phase == Phase::Reducing && (current || self.has(Planted::TakesOldSums))
     }
 
-    fn reduced(&mut self, sum: Vec<f32>, digest: Digest, finite: bool, fx: &mut Vec<Effect>) {
+    /// The sum is there. Another generation of the step may have given other bits; the coordinator
+    /// hears of both, and of the other workers'.
+    fn reduced(
+        &mut self,
+        (sum, digest, finite): (Vec<f32>, Digest, bool),
+        digests: Digests,
+        fx: &mut Vec<Effect>,
+    ) {
         let step = self.applied;
-        let repeats = self.membership.as_ref().is_none_or(|m| m.links.same_bits());
-        if let Some(before) = &self.pending
-            && before.digest != digest
-            && repeats
-        {
-            fx.extend(self.apply(Event::Failed(format!(
-                "step {step}: the reduced gradient of generation {} has digest {digest}, an \
-                 earlier generation gave {}; the same lanes gave other bits, so a worker's memory \
-                 or arithmetic is not to be trusted",
-                self.generation, before.digest
-            ))));
-            return;
-        }
         let Some(m) = &self.membership else { return };
         let ready = v1::Ready {
             term: self.term,
@@ -580,6 +692,9 @@ impl Core {
             finite,
             lanes: self.partials.reports(&m.nodes_now),
             compute_seconds: self.compute_seconds,
+            nodes: digests.nodes.into_iter().map(node_digest).collect(),
+            sum_parts: digests.sum_parts,
+            state_digest: digests.state.map(Digest::to_bytes).unwrap_or_default(),
         };
         self.pending = Some(Pending {
             step,
@@ -589,6 +704,13 @@ impl Core {
         });
         self.phase = Phase::Ready;
         fx.push(Effect::Send(up::Body::Ready(ready)));
+    }
+}
+
+fn node_digest((node, digest): (LaneRange, u64)) -> v1::NodeDigest {
+    v1::NodeDigest {
+        node: Some(node.into()),
+        digest,
     }
 }
 

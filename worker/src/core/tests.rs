@@ -59,6 +59,7 @@ fn reduced(generation: u64, step: u64, digest: u128) -> Event {
         digest: Digest(digest),
         finite: true,
         late: LateReports::default(),
+        digests: Digests::default(),
     }
 }
 
@@ -74,6 +75,7 @@ fn loaded() -> Core {
     core.apply(Event::StateArrived {
         step: 0,
         digest: Digest(5),
+        copied: Copied::default(),
     });
     core
 }
@@ -176,17 +178,210 @@ fn a_held_gradient_is_applied_when_its_step_was_committed_elsewhere() {
 }
 
 #[test]
-fn other_bits_for_the_same_lanes_end_the_worker() {
+fn other_bits_for_the_same_lanes_are_reported_and_only_theirs_is_applied() {
     let mut core = loaded();
     let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
     compute_all(&mut core, opened);
     core.apply(reduced(1, 0, 9));
     core.apply(generation(2, 0, vec![member(7, &[(0, 4)], (0, 4))]));
     let effects = core.apply(reduced(2, 0, 10));
-    let told = effects
-        .iter()
-        .any(|e| matches!(e, Effect::Send(up::Body::Fatal(_))));
-    assert!(told, "{effects:?}");
+    let [Effect::Send(up::Body::Ready(ready))] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(ready.sum_digest, Digest(10).to_bytes());
+    let effects = core.apply(commit(2, 0, 9));
+    let fatal = |e: &Effect| matches!(e, Effect::Send(up::Body::Fatal(_)));
+    assert!(effects.iter().any(fatal), "{effects:?}");
+}
+
+/// A generation that audits `lane`, computed again by `by`.
+fn auditing(number: u64, lane: u32, by: u64, members: Vec<v1::Member>) -> v1::OpenGeneration {
+    let Event::Message(down::Body::OpenGeneration(mut open)) = generation(number, 0, members)
+    else {
+        panic!("a generation")
+    };
+    open.audit = Some(v1::Audit {
+        term: 1,
+        generation: number,
+        step: 0,
+        lane,
+        worker_id: by,
+    });
+    open
+}
+
+fn open(open: v1::OpenGeneration) -> Event {
+    Event::Message(down::Body::OpenGeneration(open))
+}
+
+fn two() -> Vec<v1::Member> {
+    vec![member(7, &[(0, 2)], (0, 2)), member(8, &[(2, 4)], (2, 4))]
+}
+
+fn lane_done(core: &mut Core, lane: u32) -> Vec<Effect> {
+    core.apply(Event::LaneDone {
+        step: 0,
+        report: v1::LaneReport {
+            lane,
+            ..Default::default()
+        },
+        gradient: vec![lane as f32].into(),
+        seconds: 1.0,
+    })
+}
+
+fn attempt(effects: &[Effect]) -> Option<Attempt> {
+    effects.iter().find_map(|e| match e {
+        Effect::DigestLane { attempt, .. } => Some(*attempt),
+        _ => None,
+    })
+}
+
+fn digested(core: &mut Core, attempt: Attempt) -> Vec<Effect> {
+    core.apply(Event::LaneDigest {
+        attempt,
+        digest: Ok(Digest(3)),
+        seconds: 0.1,
+    })
+}
+
+/// Generation, attempt and whether there is a digest.
+fn audited(effects: &[Effect]) -> Vec<(u64, u32, bool)> {
+    let told = effects.iter().filter_map(|e| match e {
+        Effect::Send(up::Body::LaneAudited(told)) => {
+            Some((told.generation, told.attempt, told.error.is_empty()))
+        }
+        _ => None,
+    });
+    told.collect()
+}
+
+fn computes(effects: &[Effect]) -> Option<u32> {
+    effects.iter().find_map(|e| match e {
+        Effect::Compute { lane, .. } => Some(*lane),
+        _ => None,
+    })
+}
+
+#[test]
+fn the_holder_of_an_audited_lane_has_it_hashed_before_it_is_folded_and_tells_every_generation() {
+    let mut core = loaded();
+    core.apply(open(auditing(1, 1, 8, two())));
+    assert_eq!(attempt(&lane_done(&mut core, 0)), None);
+    let effects = lane_done(&mut core, 1);
+    let first = attempt(&effects).expect("is hashed");
+    assert_eq!((first.lane, first.number), (1, 0));
+    assert_eq!(computes(&effects), None, "the other one audits");
+    assert_eq!(audited(&digested(&mut core, first)), [(1, 0, true)]);
+    let effects = core.apply(open(auditing(2, 1, 8, two())));
+    assert_eq!(audited(&effects), [(2, 0, true)]);
+    // A generation in which nothing that was computed counts: what was hashed does not either.
+    let mut anew = auditing(3, 1, 8, two());
+    anew.recompute = true;
+    let effects = core.apply(open(anew));
+    assert_eq!(audited(&effects), []);
+    assert_eq!(computes(&effects), Some(0));
+    assert_eq!(audited(&digested(&mut core, first)), [], "of before");
+
+    let mut core = loaded();
+    core.apply(generation(1, 0, two()));
+    lane_done(&mut core, 0);
+    lane_done(&mut core, 1);
+    let effects = core.apply(open(auditing(2, 1, 8, two())));
+    assert_eq!(audited(&effects), [(2, 0, false)], "it was folded already");
+}
+
+#[test]
+fn an_auditor_computes_the_lane_behind_its_own_and_drops_it() {
+    let mut core = loaded();
+    core.apply(open(auditing(1, 3, 7, two())));
+    lane_done(&mut core, 0);
+    let effects = lane_done(&mut core, 1);
+    let own = exchange(&effects).expect("its own lanes are summed");
+    assert_eq!(own.partials.len(), 1);
+    assert_eq!(computes(&effects), Some(3));
+    // Before it is there another generation opens: the lane is computed once.
+    assert_eq!(computes(&core.apply(open(auditing(2, 3, 7, two())))), None);
+    let effects = lane_done(&mut core, 3);
+    let second = attempt(&effects).expect("is hashed");
+    assert_eq!(second.number, 1);
+    assert_eq!(audited(&digested(&mut core, second)), [(2, 1, true)]);
+    assert_eq!(core.partials.nodes().count(), 1, "it enters no sum");
+    // Asked to decide, it computes once more; stale words are not heard.
+    let ask = |generation| {
+        Event::Message(down::Body::Audit(v1::Audit {
+            term: 1,
+            generation,
+            step: 0,
+            lane: 3,
+            worker_id: 7,
+        }))
+    };
+    assert!(core.apply(ask(1)).is_empty());
+    assert_eq!(computes(&core.apply(ask(2))), Some(3));
+    assert_eq!(attempt(&lane_done(&mut core, 3)).map(|a| a.number), Some(2));
+    // What it cannot read it says, and no shard is put under quarantine for it.
+    assert_eq!(
+        computes(&core.apply(open(auditing(3, 2, 7, two())))),
+        Some(2)
+    );
+    let effects = core.apply(Event::Unreadable {
+        step: 0,
+        lane: 2,
+        shards: vec![lost(3, 0)],
+        detail: "cut".into(),
+    });
+    assert_eq!(audited(&effects), [(3, 1, false)]);
+}
+
+#[test]
+fn a_commit_names_the_next_steps_audit_and_a_worker_alone_audits_itself() {
+    let mut core = loaded();
+    let opened = core.apply(generation(1, 0, vec![member(7, &[(0, 4)], (0, 4))]));
+    compute_all(&mut core, opened);
+    core.apply(reduced(1, 0, 9));
+    let Event::Message(down::Body::Commit(mut first)) = commit(1, 0, 9) else {
+        panic!("a commit")
+    };
+    first.audit = Some(v1::Audit {
+        term: 1,
+        generation: 1,
+        step: 1,
+        lane: 0,
+        worker_id: 7,
+    });
+    core.apply(Event::Message(down::Body::Commit(first)));
+    let mut effects = core.apply(Event::Applied { step: 0 });
+    let mut hashed = Vec::new();
+    for _ in 0..5 {
+        let lane = computes(&effects).expect("four own lanes and the audited one");
+        effects = core.apply(Event::LaneDone {
+            step: 1,
+            report: v1::LaneReport {
+                lane,
+                ..Default::default()
+            },
+            gradient: vec![lane as f32].into(),
+            seconds: 1.0,
+        });
+        hashed.extend(attempt(&effects).map(|a| (a.lane, a.number)));
+    }
+    assert_eq!(hashed, [(0, 0), (0, 1)]);
+}
+
+#[test]
+fn the_digest_of_a_state_that_is_gone_is_none() {
+    let mut core = loaded();
+    let ask = |step| Event::Message(down::Body::DigestState(v1::DigestState { term: 1, step }));
+    assert!(matches!(
+        core.apply(ask(0))[..],
+        [Effect::DigestState { step: 0 }]
+    ));
+    let effects = core.apply(ask(3));
+    let [Effect::Send(up::Body::StateDigest(told))] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert!(told.step == 3 && told.digest.is_empty());
 }
 
 #[test]
@@ -343,22 +538,6 @@ fn a_later_rank_makes_no_id_and_a_host_alone_needs_none() {
     compute_one(&mut core);
     let effects = core.apply(linked(2, v1::Links::Tcp, &[0, 0]));
     assert!(exchange(&effects).expect("begins").links.is_none());
-}
-
-#[test]
-fn only_a_ring_may_give_a_step_other_bits_after_a_change_of_members() {
-    for (links, dies) in [(v1::Links::Device, true), (v1::Links::Ring, false)] {
-        let mut core = loaded();
-        for generation in 1..=2 {
-            core.apply(linked(generation, links, &[0, 0]));
-            compute_one(&mut core);
-            core.apply(link_id(generation, 0, &[generation as u8]));
-            let effects = core.apply(reduced(generation, 0, u128::from(generation)));
-            let fatal = |e: &Effect| matches!(e, Effect::Exit { .. });
-            let died = effects.iter().any(fatal);
-            assert_eq!(died, dies && generation == 2, "{links:?} {effects:?}");
-        }
-    }
 }
 
 fn lost(shard: u32, from_step: u64) -> v1::Shard {

@@ -37,6 +37,7 @@ fn step(core: &mut Core, lane_seconds: impl Fn(u64) -> f64) -> Vec<Effect> {
                     ..Default::default()
                 })
                 .collect(),
+            ..Default::default()
         };
         effects.extend(core.apply(10, Event::Message(100 + id, up::Body::Ready(ready))));
     }

@@ -64,6 +64,7 @@ fn ten_thousand_workers_are_led_within_bounds() {
                     })
                     .collect(),
                 compute_seconds: 1.0,
+                ..Default::default()
             };
             let begun = Instant::now();
             core.apply(20, Event::Message(100 + id, up::Body::Ready(ready)));

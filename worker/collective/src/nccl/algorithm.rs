@@ -12,7 +12,7 @@ use belfry_proto::LaneRange;
 use belfry_proto::lanes::{maximal_nodes, root};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::exchange::hash_floats;
+use crate::digest::hash_floats;
 use crate::floats::Floats;
 use crate::nccl::fabric::{Buffer, Fabric, FabricError, Pulse, Span, Transfer};
 use crate::plan::{Reduce, Reduced};
@@ -69,6 +69,7 @@ pub fn all_reduce<F: Fabric>(
     Ok(Reduced {
         sum,
         digest: hash.digest128(),
+        parts: Vec::new(),
         node_digests: Vec::new(),
         bytes_sent: traffic.sent,
         bytes_received: traffic.received,
@@ -138,6 +139,7 @@ pub fn broadcast<F: Fabric>(
     Ok(Reduced {
         sum,
         digest: hash.digest128(),
+        parts: Vec::new(),
         node_digests: Vec::new(),
         bytes_sent: if leads { bytes * others } else { 0 },
         bytes_received: if leads { 0 } else { bytes },
@@ -194,6 +196,7 @@ pub fn ring<F: Fabric>(
     Ok(Reduced {
         sum,
         digest: hash.digest128(),
+        parts: Vec::new(),
         node_digests: Vec::new(),
         bytes_sent: bytes,
         bytes_received: bytes,

@@ -251,6 +251,8 @@ impl<L: Links> DeviceEndpoint<L> {
             self.through_leaders(links, opener, fabric).await?
         };
         reduced.node_digests = blocking_result(digests.await)?;
+        // Between hosts leaders own buckets; the others know nothing of them.
+        reduced.parts.clear();
         Ok((fabric, reduced))
     }
 
