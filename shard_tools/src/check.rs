@@ -107,19 +107,28 @@ fn size(bytes: &[u8], format: image::ImageFormat) -> Result<(usize, usize), Stri
     Ok((width as usize, height as usize))
 }
 
+/// A JPEG with all of its pixels as they were stored.
+///
+/// # Errors
+/// A reason.
+pub(crate) fn whole_jpeg(bytes: &[u8]) -> Result<jpeg::Picture, String> {
+    let picture = jpeg::decode(bytes, |len| vec![0; len])?;
+    if picture.cut_off {
+        return Err("the JPEG ends before its last row".into());
+    }
+    if picture.warnings > 0 {
+        return Err("the JPEG's compressed data are damaged".into());
+    }
+    Ok(picture)
+}
+
 /// Decodes `bytes` and says what is wrong with them.
 ///
 /// # Errors
 /// A reason.
 pub fn image(bytes: &[u8]) -> Result<(usize, usize), String> {
     if jpeg::is(bytes) {
-        let picture = jpeg::decode(bytes, |len| vec![0; len])?;
-        if picture.cut_off {
-            return Err("the JPEG ends before its last row".into());
-        }
-        if picture.warnings > 0 {
-            return Err("the JPEG's compressed data are damaged".into());
-        }
+        let picture = whole_jpeg(bytes)?;
         return Ok((picture.width, picture.height));
     }
     let reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();

@@ -155,8 +155,8 @@ impl World {
                     .network
                     .parted(self.now, w, Process::Coordinator(*lead))
         };
-        let old = (0..self.leads.len()).filter(|lead| *lead != named);
-        let old = old.filter(reachable).next();
+        let mut old = (0..self.leads.len()).filter(|lead| *lead != named);
+        let old = old.find(reachable);
         let named = Some(named).filter(reachable);
         match old {
             Some(_) if self.below(2) == 0 => old,

@@ -178,7 +178,6 @@ impl Crowd {
                 .map(report)
                 .collect(),
             compute_seconds: 1.0,
-            ..Default::default()
         }
     }
 
