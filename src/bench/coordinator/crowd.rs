@@ -178,6 +178,7 @@ impl Crowd {
                 .map(report)
                 .collect(),
             compute_seconds: 1.0,
+            ..Default::default()
         }
     }
 
