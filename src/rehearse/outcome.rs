@@ -161,7 +161,7 @@ impl Outcome {
     pub fn lanes_again(&self, lanes: u32) -> u64 {
         self.counts
             .lanes
-            .saturating_sub(self.counts.steps * u64::from(lanes))
+            .saturating_sub(self.counts.steps * u64::from(lanes) + self.counts.audits)
     }
 
     /// The stall that so large a share of them does not exceed, in milliseconds.

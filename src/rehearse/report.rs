@@ -135,8 +135,9 @@ impl Rehearsal {
             text,
             "lanes",
             &format!(
-                "{} computed a run, {} of them ({}) again: of steps that a death interrupted",
+                "{} computed a run, {} as audits, {} ({}) again: of steps that a death interrupted",
                 mean(all.counts.lanes),
+                mean(all.counts.audits),
                 mean(again),
                 percent(share)
             ),
@@ -238,6 +239,7 @@ impl Rehearsal {
             json!({
                 "goodput": outcome.goodput(), "steps": counts.steps,
                 "steps_again": counts.steps_again, "lanes": counts.lanes,
+                "lanes_audited": counts.audits,
                 "lanes_again": outcome.lanes_again(self.config.batch.lanes),
                 "stalls": outcome.stalls.len(),
                 "stall_p50_seconds": outcome.stall(0.5) as f64 / 1e3,

@@ -35,6 +35,8 @@ pub struct Counts {
     pub steps_again: u64,
     /// Lanes computed; `steps * lanes` of them were needed.
     pub lanes: u64,
+    /// Of these the second computations by which lanes are audited.
+    pub audits: u64,
     /// Generations announced.
     pub generations: u64,
     /// Time between commits beyond the longest undisturbed step.
@@ -71,6 +73,7 @@ impl Counts {
         self.steps += other.steps;
         self.steps_again += other.steps_again;
         self.lanes += other.lanes;
+        self.audits += other.audits;
         self.generations += other.generations;
         self.stall_ms += other.stall_ms;
         self.stall_most_ms = self.stall_most_ms.max(other.stall_most_ms);

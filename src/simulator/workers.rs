@@ -215,6 +215,7 @@ impl World {
                 gradient,
                 seconds,
             } => {
+                self.counts.audits += u64::from(attempt.number > 0);
                 let gradient = gradient
                     .read()
                     .expect("simulated gradients are on the host");

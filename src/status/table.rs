@@ -147,7 +147,7 @@ fn phase(w: &WorkerStatus) -> String {
 fn times(out: &mut String, s: &RunStatus) {
     let _ = writeln!(
         out,
-        "\ntimes, all from cluster.max_stall_seconds, a step of {} and a round trip of {}",
+        "\ntimes, all from cluster.max_stall_seconds\nmeasured: step {}, round trip {}",
         measured(s.step_us),
         measured(s.round_trip_us)
     );

@@ -186,6 +186,7 @@ fn an_audit_that_does_not_come_or_cannot_be_is_dropped_and_counted() {
         });
         let mut effects = core.apply(now, Event::Message(101, beat.clone()));
         effects.extend(core.apply(now, Event::Message(100, beat)));
+        effects.extend(core.apply(now, Event::Tick));
         effects
     };
     let waited = (1..60).find(|tenth| commits(&beat(&mut core, 10 + tenth * 100)));

@@ -38,7 +38,8 @@ fn part(step: u64, part: u32) -> v1::PartStored {
 }
 
 fn said(core: &mut Core, id: u64, part: v1::PartStored) -> Vec<Effect> {
-    core.apply(10, Event::Message(100 + id, up::Body::PartStored(part)))
+    let now = core.last_tick.max(10);
+    core.apply(now, Event::Message(100 + id, up::Body::PartStored(part)))
 }
 
 fn failing(step: u64, part_number: u32, may_pass: bool) -> v1::PartStored {

@@ -60,7 +60,18 @@ fn copied(core: &mut Core, id: u64, effects: &[Effect]) -> Vec<Effect> {
         request: copy.request,
         ..Default::default()
     };
-    core.apply(10, Event::Message(100 + id, up::Body::StateReady(ready)))
+    let mut effects = core.apply(10, Event::Message(100 + id, up::Body::StateReady(ready)));
+    for member in core.members.clone() {
+        let told = v1::StateDigest {
+            term: 1,
+            step: copy.step,
+            digest: Digest(7).to_bytes(),
+            seconds: 0.1,
+        };
+        let told = up::Body::StateDigest(told);
+        effects.extend(core.apply(10, Event::Message(100 + member, told)));
+    }
+    effects
 }
 
 fn reasons(effects: &[Effect]) -> Vec<Reason> {
