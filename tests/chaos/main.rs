@@ -36,19 +36,6 @@ use libtest_mimic::{Arguments, Trial};
 /// A name, and what it does.
 type Test = (&'static str, fn());
 
-/// Faults that Belfry does not stand yet, each with what is missing; `-- --ignored` runs them.
-const NOT_YET: &[(&str, &str)] = &[
-    ("flipped_bit_in_a_lane", "a lane audit"),
-    (
-        "flipped_bit_in_a_state",
-        "digests of the state at the commit",
-    ),
-    (
-        "full_disk_at_a_checkpoint",
-        "uploads that are tried again, and a word about them",
-    ),
-];
-
 fn trials() -> Vec<Trial> {
     let mut all = [
         processes::TESTS,
@@ -63,12 +50,10 @@ fn trials() -> Vec<Trial> {
         all.extend(figures::TESTS);
     }
     let trial = |(name, test): Test| {
-        let missing = NOT_YET.iter().any(|(fault, _)| *fault == name);
-        let trial = Trial::test(name, move || {
+        Trial::test(name, move || {
             test();
             Ok(())
-        });
-        trial.with_ignored_flag(missing)
+        })
     };
     all.into_iter().map(trial).collect()
 }

@@ -63,7 +63,10 @@ impl Core {
                     until: now + (usual << doublings).max(worker.copy_needs),
                     arrived: None,
                 });
+                // What it held of its own state goes with it.
                 worker.applied = None;
+                worker.pending_digest = None;
+                worker.nodes.clear();
                 worker.waits_for.clear();
             }
             self.send(id, down::Body::CopyState(copy), fx);

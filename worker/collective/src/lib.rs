@@ -19,6 +19,8 @@ mod transport;
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod seeded;
 
 pub use endpoint::{Endpoint, Limits};
 pub use error::{CollectiveError, Reaction};

@@ -110,3 +110,35 @@ fn a_copy_that_is_too_slow_gets_the_time_that_it_needs() {
     }
     assert_eq!(given, [1_000, 2_000, 30_000]);
 }
+
+/// It came back with an older state and the sum of that state's step, copied the present one, and was
+/// removed because its next sum was another.
+#[test]
+fn what_a_newcomer_held_before_its_copy_is_no_evidence() {
+    let mut s = settings(2);
+    s.steps_total = 9;
+    let mut core = training_as(s, Durable::default());
+    for id in [0, 1] {
+        ready(&mut core, id, 9, true);
+    }
+    assert_eq!(core.committed, 1);
+    let returns = v1::Hello {
+        has_state: true,
+        applied: 0,
+        pending_digest: Digest(8).to_bytes(),
+        ..hello(2)
+    };
+    let effects = core.apply(10, Event::Hello(102, returns));
+    let request = asked(&effects).expect("is asked to copy");
+    for id in [0, 1] {
+        holds(&mut core, 20, id, 5);
+    }
+    arrived(&mut core, 20, request, 5);
+    assert_eq!(core.members, [0, 1, 2]);
+    // Another generation, and then a sum that differs from that of the older step.
+    core.apply(30, Event::Gone(101));
+    for id in [0, 2] {
+        ready(&mut core, id, 10, true);
+    }
+    assert_eq!((core.committed, &core.members[..]), (2, &[0, 2][..]));
+}
