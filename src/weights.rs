@@ -1,6 +1,6 @@
 //! `belfry import` and `belfry export`: weights in and out, outside a run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use belfry_configs::ValidConfig;
@@ -94,12 +94,7 @@ pub fn with_files(mut settings: Vec<String>, from: &[String], fresh: &[String]) 
 
 /// A run's root and the resolved configuration that it left there, with `settings` over it.
 pub async fn open_run(location: &str, settings: &[String]) -> anyhow::Result<(Root, ValidConfig)> {
-    // Opening a local root makes the folder.
-    let local = location.strip_prefix("file://").unwrap_or(location);
-    if !local.contains("://") && !Path::new(local).is_dir() {
-        bail!("{location}: no such folder; give the --root of a run");
-    }
-    let root = Root::open(location)?;
+    let root = Root::existing(location).context("give the --root of a run")?;
     let text = root
         .get("run.toml")
         .await

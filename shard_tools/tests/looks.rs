@@ -130,7 +130,7 @@ fn datasets_are_compared_by_what_they_hold_and_not_by_their_shards() {
     assert_eq!(lines[5], format!("sample `d` is only in {}", real(&b)));
     let (code, _, wrong) = shard_tools(&["diff", &a, &folder.path("missing")]);
     assert_eq!(code, 2, "trouble is no difference");
-    assert!(wrong.contains("missing is not a folder"), "{wrong}");
+    assert!(wrong.contains("missing: no such folder"), "{wrong}");
 }
 
 fn real(folder: &str) -> String {

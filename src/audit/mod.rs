@@ -45,10 +45,7 @@ pub struct AuditArguments {
 /// Audits; says whether the run is as it must be.
 pub async fn audit(arguments: AuditArguments) -> anyhow::Result<bool> {
     let location = &arguments.run;
-    if !location.contains("://") && !std::path::Path::new(location).is_dir() {
-        bail!("--run {location}: no such folder");
-    }
-    let root = Root::open(location)?;
+    let root = Root::existing(location).context("--run")?;
     let text = root.get(RUN_FILE).await;
     let text = text.with_context(|| format!("{root} holds no run"))?;
     let text = String::from_utf8_lossy(&text);

@@ -216,7 +216,7 @@ impl Report {
 
 /// Key and caption of a shard's pair; empty where the index cannot be read.
 async fn key_of(path: &str, entry: &shard_tools::manifest::ShardEntry, pair: u32) -> String {
-    let Ok(root) = Root::open(path) else {
+    let Ok(root) = Root::existing(path) else {
         return String::new();
     };
     let Ok(index) = verify::index(&root, entry).await else {

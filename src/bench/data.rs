@@ -53,7 +53,7 @@ pub async fn run(arguments: DataArguments) -> anyhow::Result<()> {
         .train
         .only()
         .context("data.train names several datasets")?;
-    let root = Root::open(train)?;
+    let root = Root::existing(train).context("data.train")?;
     let manifest = verify::manifest(&root).await.context("data.train")?;
     let temporary = tempfile::tempdir()?;
     let cache = arguments.cache.clone();

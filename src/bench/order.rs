@@ -61,7 +61,7 @@ pub async fn run(arguments: OrderArguments) -> anyhow::Result<()> {
                 files.push(serde_json::to_vec(&manifest)?);
             }
             None => {
-                let root = Root::open(path)?;
+                let root = Root::existing(path).context("data.train")?;
                 manifests.push(verify::manifest(&root).await.context("data.train")?);
                 of_manifests += begun.elapsed().as_secs_f64();
             }

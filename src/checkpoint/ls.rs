@@ -28,7 +28,7 @@ struct Line {
 
 /// Lists.
 pub async fn ls(arguments: &Arguments) -> anyhow::Result<()> {
-    let root = super::open(&arguments.root)?;
+    let root = Root::existing(&arguments.root)?;
     let mut lines = Vec::new();
     for (step, stored) in stored::list(&root).await? {
         lines.push(Line {

@@ -6,7 +6,7 @@ mod ls;
 mod prune;
 mod verify;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use belfry_configs::ValidConfig;
 use clap::Subcommand;
 use shard_tools::store::Root;
@@ -42,14 +42,6 @@ pub async fn run(command: Command) -> anyhow::Result<bool> {
         Command::Verify(arguments) => verify::run(&arguments).await,
         Command::Prune(arguments) => prune::prune(&arguments).await.map(|()| true),
     }
-}
-
-/// The root of a run that exists; a folder is not made by looking at it.
-fn open(location: &str) -> anyhow::Result<Root> {
-    if !location.contains("://") && !std::path::Path::new(location).is_dir() {
-        bail!("{location}: no such folder");
-    }
-    Ok(Root::open(location)?)
 }
 
 async fn config(root: &Root) -> anyhow::Result<ValidConfig> {

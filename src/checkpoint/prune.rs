@@ -43,7 +43,7 @@ struct Plan {
 
 /// Prunes.
 pub async fn prune(arguments: &Arguments) -> anyhow::Result<()> {
-    let root = super::open(&arguments.root)?;
+    let root = Root::existing(&arguments.root)?;
     let config = super::config(&root).await?;
     let led = refuse_led(&root, &config, arguments).await?;
     let mut settings = config.checkpoint.clone();

@@ -26,7 +26,7 @@ pub struct Arguments {
 
 /// Verifies; says whether all is right.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let root = super::open(&arguments.root)?;
+    let root = Root::existing(&arguments.root)?;
     let rate = arguments
         .megabytes_per_second
         .map_or(f64::INFINITY, |mb| mb * 1e6);

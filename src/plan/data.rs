@@ -168,7 +168,7 @@ async fn manifests(
     }
     let mut manifests = Vec::new();
     for path in config.data.train.paths() {
-        let root = Root::open(path)?;
+        let root = Root::existing(path).context("data.train")?;
         let manifest = verify::manifest(&root).await;
         manifests.push(manifest.with_context(|| format!("data.train {path}"))?);
     }

@@ -61,7 +61,7 @@ pub async fn find(which: &Which) -> anyhow::Result<Found> {
         _ => None,
     };
     if let Some(root) = root {
-        look(&Root::open(&root)?, &mut found).await?;
+        look(&Root::existing(&root)?, &mut found).await?;
     }
     Ok(found)
 }

@@ -183,7 +183,13 @@ fn reduce_data_and_checkpoint_stand_beside_their_floors() {
     );
     above_zero(
         &json,
-        &["bytes", "store_seconds", "load_seconds", "stall_seconds"],
+        &[
+            "bytes",
+            "store_seconds",
+            "load_seconds",
+            // What a step waits for may be nothing; what the copy takes by itself is not.
+            "stall_by_itself_seconds",
+        ],
     );
     let left = fs::read_dir(&root).expect("is a folder").count();
     assert_eq!(left, 0, "the benchmark cleans up behind itself");

@@ -400,7 +400,7 @@ fn a_port_in_use_is_named() {
     outcome(output).refused(&[&address, "free the port"]);
 }
 
-/// A file system of one mebibyte, or a loud word that this machine does not allow it.
+/// A small file system, or a loud word that this machine does not allow it.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -443,6 +443,9 @@ fn a_full_disk_is_named_and_leaves_nothing_that_is_taken_for_whole() {
     }
     assert!(!disk.0.join("result.json").exists());
     let shards = disk.0.join("shards").display().to_string();
+    // What the refused checkpoint had written is gone again, and its room with it.
+    let filler = vec![0; 4 << 20];
+    fs::write(disk.0.join("filler"), filler).expect_err("leaves no room");
     let output = Command::new(env!("CARGO_BIN_EXE_belfry"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args(["shards", "pack", "data/stamps", &shards])

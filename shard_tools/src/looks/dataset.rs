@@ -57,7 +57,7 @@ impl Dataset {
     /// # Errors
     /// A reason that names the folder or file.
     pub async fn open(location: &str) -> anyhow::Result<Self> {
-        let root = existing(location)?;
+        let root = Root::existing(location)?;
         let manifest = manifest(&root).await?;
         Ok(Dataset { root, manifest })
     }
@@ -136,15 +136,6 @@ pub(crate) fn in_flight(bytes: impl Iterator<Item = u64>) -> usize {
     fit.clamp(1, rayon::current_num_threads() + AHEAD)
 }
 
-/// Opens a root to read; a folder that is not there is not made.
-pub(crate) fn existing(location: &str) -> anyhow::Result<Root> {
-    let folder = location.strip_prefix("file://").unwrap_or(location);
-    if !folder.contains("://") && !std::path::Path::new(folder).is_dir() {
-        anyhow::bail!("{location} is not a folder");
-    }
-    Ok(Root::open(location)?)
-}
-
 /// Runs what takes a core's time where it keeps no reads waiting.
 pub(crate) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -193,8 +184,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let missing = folder.path().join("no").display().to_string();
         for location in [missing.clone(), format!("file://{missing}")] {
-            let told = existing(&location).expect_err("is missing").to_string();
-            assert!(told.contains("is not a folder"), "{told}");
+            let told = Root::existing(&location)
+                .expect_err("is missing")
+                .to_string();
+            assert!(told.contains("no such folder"), "{told}");
         }
         assert!(!folder.path().join("no").exists());
     }

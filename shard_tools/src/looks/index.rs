@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::dataset::{byte_bar, existing, in_flight};
+use super::dataset::{byte_bar, in_flight};
 use crate::error::ShardError;
 use crate::manifest::{ANSWERS_FILE, DataFile, MANIFEST_FILE, Manifest, sha256};
 use crate::pack;
@@ -37,7 +37,7 @@ pub async fn run(arguments: &IndexArguments) -> anyhow::Result<()> {
     } = arguments;
     let contents = serde_json::from_value(contents.as_str().into());
     let contents = contents.context("--contents")?;
-    let manifest = index_foreign(&existing(dataset)?, name, contents).await?;
+    let manifest = index_foreign(&Root::existing(dataset)?, name, contents).await?;
     println!(
         "{dataset}: indexed {} shards, {} samples, {} pairs",
         manifest.shards.len(),

@@ -3,9 +3,9 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::dataset::existing;
 use super::table::{bytes, thousands};
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256};
+use crate::store::Root;
 
 /// Whose totals.
 #[derive(Debug, Args)]
@@ -22,7 +22,7 @@ pub struct InfoArguments {
 /// # Errors
 /// That there is no dataset, or what is wrong with its manifest.
 pub async fn run(arguments: &InfoArguments) -> anyhow::Result<()> {
-    let root = existing(&arguments.dataset)?;
+    let root = Root::existing(&arguments.dataset)?;
     let text = root.get(MANIFEST_FILE).await?;
     let manifest = Manifest::parse(&text, &format!("{root}/{MANIFEST_FILE}"))?;
     let sha256 = sha256(&text);

@@ -9,7 +9,7 @@ use clap::Args;
 use futures::StreamExt as _;
 use rayon::prelude::*;
 
-use super::dataset::{Dataset, blocking, byte_bar, existing, pairs_of};
+use super::dataset::{Dataset, blocking, byte_bar, pairs_of};
 pub use super::dataset::{index, manifest};
 use crate::error::ShardError;
 use crate::manifest::{
@@ -35,7 +35,7 @@ pub struct VerifyArguments {
 /// How many there are, or that there is no dataset.
 pub async fn run(arguments: &VerifyArguments) -> anyhow::Result<()> {
     let dataset = &arguments.dataset;
-    let root = existing(dataset)?;
+    let root = Root::existing(dataset)?;
     let mut count = 0u64;
     let mut report = |problem: String| {
         count += 1;

@@ -92,7 +92,19 @@ impl Root {
         Root::open_in(location, &Environment::of_process())
     }
 
-    /// The same, where no request is tried again: for callers that do so themselves, for as long as it
+    /// Opens what is read and must be there: as [`Root::open`], but a missing folder is not made.
+    ///
+    /// # Errors
+    /// As [`Root::open`], and when there is no such folder.
+    pub fn existing(location: &str) -> Result<Self, StoreError> {
+        let parsed = Location::parse(location)?;
+        if parsed.scheme == Scheme::Folder && !std::path::Path::new(&parsed.shown).is_dir() {
+            return Err(parsed.wrong("no such folder"));
+        }
+        Root::open(location)
+    }
+
+    /// As [`Root::open`], where no request is tried again: for callers that do so themselves, for as long as it
     /// takes, and want to hear at once why it is not done.
     ///
     /// # Errors

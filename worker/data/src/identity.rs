@@ -3,8 +3,6 @@
 //! A manifest holds the hash of every shard and index, so its own hash stands for every byte. This
 //! room says what it finds; whether it is the run's data is the coordinator's to say.
 
-use std::path::Path;
-
 use belfry_configs::ValidConfig;
 use shard_tools::manifest::{MANIFEST_FILE, Manifest, sha256};
 use shard_tools::store::Root;
@@ -46,12 +44,10 @@ pub async fn found(
 ) -> Result<Vec<(DatasetIdentity, Manifest)>, DataError> {
     let mut all = Vec::new();
     for path in paths {
-        if !path.contains("://") && !Path::new(path).is_dir() {
-            let reason = format!("{path} is not a folder");
-            let key = split.key();
-            return Err(DataError::Setting { key, reason });
-        }
-        let root = Root::open(path).map_err(shard_tools::ShardError::from)?;
+        let root = Root::existing(path).map_err(|wrong| DataError::Setting {
+            key: split.key(),
+            reason: format!("{wrong}; pack it with `belfry shards pack`"),
+        })?;
         let bytes = root.get(MANIFEST_FILE).await;
         let bytes = bytes.map_err(shard_tools::ShardError::from)?;
         let manifest = Manifest::parse(&bytes, &format!("{root}/{MANIFEST_FILE}"))?;

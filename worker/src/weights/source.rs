@@ -86,7 +86,7 @@ pub(crate) fn object(location: &str) -> Result<(Root, String), WeightsError> {
             reason: "names a bucket, not a file in it".into(),
         });
     }
-    let root = Root::open(folder).map_err(|source| WeightsError::Store {
+    let root = Root::existing(folder).map_err(|source| WeightsError::Store {
         file: location.to_owned(),
         source: Box::new(source),
     })?;

@@ -5,7 +5,6 @@
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::webdataset;
 use crate::error::ShardError;
 use crate::manifest::{ANSWERS_FILE, Manifest, ShardIndex};
 use crate::pack::catalog::{Catalog, Description, Place, Texts};
@@ -42,7 +41,7 @@ pub async fn mixed(inputs: &[(String, String)]) -> Result<Catalog, ShardError> {
             let reason = format!("{name}={location}: a source needs a plain name of its own");
             return Err(ShardError::Option(reason));
         }
-        let root = webdataset::open(location)?;
+        let root = Root::existing(location)?;
         let manifest = verify::manifest(&root).await?;
         let catalog = mixed.get_or_insert_with(|| Catalog::new("", manifest.contents));
         if catalog.contents != manifest.contents {

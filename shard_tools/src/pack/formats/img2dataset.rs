@@ -10,13 +10,14 @@ use crate::pack::bad::BadKind;
 use crate::pack::catalog::{Catalog, Description, Place, Texts};
 use crate::pair::Contents;
 use crate::reader;
+use crate::store::Root;
 
 /// Every download.
 ///
 /// # Errors
 /// [`ShardError`], naming the file.
 pub async fn catalog(location: &str) -> Result<Catalog, ShardError> {
-    let root = webdataset::open(location)?;
+    let root = Root::existing(location)?;
     let tars = root
         .list("")
         .await?

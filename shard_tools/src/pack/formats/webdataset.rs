@@ -34,7 +34,7 @@ pub struct Members {
 /// # Errors
 /// [`ShardError`], naming the tar.
 pub async fn catalog(location: &str, members: Members) -> Result<Catalog, ShardError> {
-    let root = open(location)?;
+    let root = Root::existing(location)?;
     if !members.records && root.exists(MANIFEST_FILE).await? {
         return dataset::catalog(&root).await;
     }
@@ -45,16 +45,6 @@ pub async fn catalog(location: &str, members: Members) -> Result<Catalog, ShardE
         }
     }
     catalog.some("sample in a tar")
-}
-
-/// Opens an input; a folder that is not there is not made.
-pub fn open(location: &str) -> Result<Root, ShardError> {
-    if !location.contains("://") && !std::path::Path::new(location).is_dir() {
-        let file = location.to_owned();
-        let reason = "is not a folder".to_owned();
-        return Err(ShardError::Sample { file, reason });
-    }
-    Ok(Root::open(location)?)
 }
 
 async fn scan(

@@ -52,13 +52,7 @@ impl Cache {
     /// # Errors
     /// [`DataError`], naming location or key.
     pub fn open(location: &str, folder: &Path, bytes_max: u64) -> Result<Self, DataError> {
-        if !location.contains("://") && !Path::new(location).is_dir() {
-            return Err(DataError::Setting {
-                key: "data.train or data.validation",
-                reason: format!("{location} is not a folder; pack it with `belfry shards pack`"),
-            });
-        }
-        let root = Root::open(location)?;
+        let root = Root::existing(location)?;
         let fetcher = Fetcher::new(root.clone()).map_err(|source| DataError::Cache {
             path: "threads of the shard cache".into(),
             source,

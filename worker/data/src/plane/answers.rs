@@ -26,7 +26,7 @@ pub fn count(
         reason: format!("{path}/{ANSWERS_FILE}: {reason}"),
     };
     let file = file.ok_or_else(|| wrong("is not in the manifest; pack it for VQA".into()))?;
-    let root = Root::open(path).map_err(shard_tools::ShardError::from)?;
+    let root = Root::existing(path).map_err(shard_tools::ShardError::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
