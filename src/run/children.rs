@@ -48,6 +48,8 @@ struct Running {
     role: Role,
     child: Option<Child>,
     restarts: u32,
+    /// Its last word was an error of its own.
+    gave_up: bool,
     quick_deaths: u32,
     started: Instant,
     /// Not before this time is it started again.
@@ -81,6 +83,7 @@ impl Children {
             role,
             child: None,
             restarts: 0,
+            gave_up: false,
             quick_deaths: 0,
             started: Instant::now(),
             again: Instant::now(),
@@ -192,6 +195,7 @@ impl Children {
                 running.peak_memory_bytes = running.peak_memory_bytes.max(peak);
             }
             let Some(status) = child.try_wait()? else {
+                running.gave_up &= running.started.elapsed() < WELL;
                 continue;
             };
             running.child = None;
@@ -206,16 +210,26 @@ impl Children {
             }
             let words = self.last_words(&name);
             let running = &mut self.running[index];
-            if status.code() == Some(FATAL) {
-                bail!("{name} gave up: {words}");
+            running.gave_up = status.code() == Some(FATAL);
+            if running.gave_up {
+                let alone = matches!(running.role, Role::Worker(_)) && self.somebody_works();
+                if !alone {
+                    bail!("{name} gave up: {words}");
+                }
             }
+            let running = &mut self.running[index];
             running.restarts += 1;
-            if status.code() == Some(ASIDE) {
+            if running.gave_up {
+                let pause = LEFT_PAUSE.as_secs();
+                eprintln!("{name} gave up: {words}");
+                eprintln!("the others go on without {name}; starting it again in {pause} s");
+                running.again += LEFT_PAUSE;
+            } else if status.code() == Some(ASIDE) {
                 eprintln!("{name} stepped aside ({words}); starting it again");
             } else {
                 eprintln!("{name} died ({status}); starting it again");
             }
-            if running.started.elapsed() >= WELL {
+            if !running.gave_up && running.started.elapsed() >= WELL {
                 running.quick_deaths = 0;
                 self.spawn(index)?;
                 continue;
@@ -230,6 +244,12 @@ impl Children {
             }
         }
         Ok(false)
+    }
+
+    /// Whether a worker is left that has not given up.
+    fn somebody_works(&self) -> bool {
+        let mut workers = self.running.iter();
+        workers.any(|r| matches!(r.role, Role::Worker(_)) && !r.gave_up)
     }
 
     /// The error line that a child left in its log.

@@ -377,21 +377,6 @@ impl Cluster {
         fs::read_to_string(file).unwrap_or_default()
     }
 
-    /// Waits until the coordinator gives the run up, and forgives it: whoever looks after the
-    /// processes starts them again. Gives what it said.
-    pub fn given_up(&mut self) -> String {
-        let begun = Instant::now();
-        loop {
-            self.listen(|_| false);
-            if let Some(why) = self.failed.take() {
-                return why;
-            }
-            if begun.elapsed() > PATIENCE {
-                self.give_up("the run is given up");
-            }
-        }
-    }
-
     /// Waits for the end of the run and of all its processes.
     pub fn finish(&mut self) -> Hashes {
         let mut begun = Instant::now();

@@ -28,7 +28,7 @@ impl Core {
         }
         self.members = self.next_members();
         self.ready.clear();
-        self.trouble = None;
+        self.troubles.next_generation();
         self.look = true;
         self.step_since = now;
         if self.members.is_empty() {

@@ -17,6 +17,8 @@ pub(super) enum Loss {
     Stuck(String),
     /// The others cannot reach it.
     Unreachable,
+    /// It said what went wrong, and ended.
+    Failed(String),
     /// It cannot sum as the run sums.
     NoLinks(String),
 }
@@ -27,6 +29,7 @@ impl Loss {
             Loss::Closed | Loss::Replaced => Reason::WorkerLost,
             Loss::Silent(_) => Reason::WorkerSilent,
             Loss::Stuck(_) => Reason::WorkerStuck,
+            Loss::Failed(_) => Reason::WorkerFailed,
             Loss::Unreachable => Reason::WorkerUnreachable,
             Loss::NoLinks(_) => Reason::WorkerRefused,
         }
@@ -42,7 +45,7 @@ impl fmt::Display for Loss {
                 let seconds = *millis as f64 / 1000.0;
                 write!(f, "nothing was heard from it for {seconds:.1} s")
             }
-            Loss::Stuck(why) | Loss::NoLinks(why) => write!(f, "{why}"),
+            Loss::Stuck(why) | Loss::NoLinks(why) | Loss::Failed(why) => write!(f, "{why}"),
             Loss::Unreachable => write!(f, "its peers cannot reach it"),
         }
     }

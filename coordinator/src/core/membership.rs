@@ -255,7 +255,8 @@ impl Core {
         self.ready.clear();
         self.evidence = Evidence::default();
         self.recompute = false;
-        self.trouble = None;
+        self.troubles = Troubles::default();
+        self.failures.clear();
         self.open_links = OpenLinks::default();
         self.checkpoint = None;
         for worker in self.workers.values_mut() {

@@ -9,6 +9,7 @@ mod audit;
 mod checkpoint;
 mod copies;
 mod evidence;
+mod failure;
 mod finish;
 mod generation;
 mod hang;
@@ -26,6 +27,7 @@ mod roster;
 mod speed;
 mod step;
 mod store;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -52,6 +54,7 @@ use report::Decided;
 use roster::Departures;
 use speed::Speed;
 use store::Written;
+use trouble::Troubles;
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Millis = u64;
@@ -169,8 +172,9 @@ pub struct Core {
     held: Held,
     /// The next generation keeps no partials of the open step.
     recompute: bool,
-    trouble: Option<(Millis, Vec<u64>)>,
-    troubles: u32,
+    troubles: Troubles,
+    /// Members that failed at the open step, and how.
+    failures: BTreeMap<u64, String>,
     /// How the open generation sums, and each member's group.
     links: v1::Links,
     groups: Vec<u32>,
@@ -233,8 +237,8 @@ impl Core {
             audits: LaneAudits::default(),
             held: Held::default(),
             recompute: false,
-            trouble: None,
-            troubles: 0,
+            troubles: Troubles::default(),
+            failures: BTreeMap::new(),
             links: v1::Links::Tcp,
             groups: Vec::new(),
             open_links: OpenLinks::default(),
@@ -380,20 +384,7 @@ impl Core {
             up::Body::StateDigest(told) => self.take_state_digest(id, &told),
             up::Body::Heartbeat(beat) => self.follow(now, id, &beat, fx),
             up::Body::Ready(ready) => self.take_ready(id, ready),
-            up::Body::PeerTrouble(t) => {
-                let accused = t.ranks.iter().filter_map(|r| self.members.get(*r as usize));
-                let accused: Vec<u64> = accused.copied().collect();
-                // Who names somebody counts more than whose peers only gave up.
-                let (since, better) = match &self.trouble {
-                    None => (now, true),
-                    Some((since, named)) => (*since, named.is_empty() && !accused.is_empty()),
-                };
-                if t.generation == self.generation && better {
-                    self.trouble = Some((since, accused));
-                    let text = format!("worker {id} reports trouble: {}", t.detail);
-                    self.about(id, Reason::PeerTrouble, text, fx);
-                }
-            }
+            up::Body::PeerTrouble(trouble) => self.take_trouble(now, id, &trouble, fx),
             up::Body::LaneAudited(told) => self.lane_audited(id, told, fx),
             up::Body::Unreadable(report) => self.take_unreadable(now, id, report, fx),
             up::Body::StateReady(ready) => self.state_ready(now, id, ready, fx),
@@ -407,7 +398,7 @@ impl Core {
                 let text = format!("worker {id} leaves after its step: {}", leaving.reason);
                 self.about(id, Reason::WorkerLeaving, text, fx);
             }
-            up::Body::Fatal(fatal) => self.fail(format!("worker {id}: {}", fatal.error), fx),
+            up::Body::Fatal(fatal) => self.take_failure(now, id, fatal.error, fx),
         }
     }
 

@@ -161,19 +161,25 @@ impl Core {
         if times < DEPARTURES_MAX || others < self.s.min_workers.max(1) {
             return;
         }
-        if let Some(departures) = self.departures.get_mut(&id) {
-            let time = stall * (1 << departures.asides.min(ASIDE_DOUBLINGS_MAX));
-            departures.asides += 1;
-            departures.until = self.now + millis(time);
-            departures.times.clear();
-            departures.times.push_back(self.now);
-            let text = format!(
-                "worker {id} went {times} times within {} s: it is put aside for {} s",
-                (stall * WINDOW_STALLS).as_secs(),
-                time.as_secs_f32()
-            );
-            self.about(id, Reason::WorkerPutAside, text, fx);
-        }
+        let window = (stall * WINDOW_STALLS).as_secs();
+        self.put_aside(id, &format!("it went {times} times within {window} s"), fx);
+    }
+
+    /// Leaves a worker that has just gone out of the run for a while, longer each time.
+    pub(super) fn put_aside(&mut self, id: u64, why: &str, fx: &mut Vec<Effect>) {
+        let Some(departures) = self.departures.get_mut(&id) else {
+            return;
+        };
+        let time = self.s.timeouts.max_stall * (1 << departures.asides.min(ASIDE_DOUBLINGS_MAX));
+        departures.asides += 1;
+        departures.until = self.now + millis(time);
+        departures.times.clear();
+        departures.times.push_back(self.now);
+        let text = format!(
+            "worker {id} is put aside for {} s: {why}",
+            time.as_secs_f32()
+        );
+        self.about(id, Reason::WorkerPutAside, text, fx);
     }
 
     /// Tells whoever has nothing to do why, and whoever was asked to leave that it may.

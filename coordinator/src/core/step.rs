@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// Exchanges of one step that may fail between living workers before the accused is removed.
-const TROUBLES_MAX: u32 = 3;
-
 impl Core {
     pub(super) fn advance_training(&mut self, now: Millis, fx: &mut Vec<Effect>) {
         let looks = std::mem::take(&mut self.look);
@@ -40,36 +37,6 @@ impl Core {
             .workers
             .iter()
             .any(|(id, w)| able(*id, w) && (lacking || !self.is_aside(*id)))
-    }
-
-    /// An exchange failed between workers that live: a new generation, and after several the
-    /// accused is removed. Returns whether one was opened.
-    fn settle_trouble(&mut self, now: Millis, fx: &mut Vec<Effect>) -> bool {
-        let Some((since, accused)) = &self.trouble else {
-            return false;
-        };
-        // The death that caused it is usually heard of first.
-        if now.saturating_sub(*since) < millis(self.timeouts().heartbeat) {
-            return false;
-        }
-        let accused = accused.clone();
-        self.trouble = None;
-        self.troubles += 1;
-        if accused.is_empty() && self.links_broke(fx) {
-            self.troubles = 0;
-        }
-        let generation = self.generation;
-        if self.troubles > TROUBLES_MAX {
-            self.troubles = 0;
-            for id in accused {
-                self.remove(now, id, Loss::Unreachable, fx);
-            }
-        }
-        // Removing a member has opened one already.
-        if self.phase == Phase::Training && self.generation == generation {
-            self.open_generation(now, fx);
-        }
-        true
     }
 
     /// All are ready: the same bits are committed, other bits are named.
@@ -165,7 +132,8 @@ impl Core {
         self.committed_digest = Digest::from_bytes(&digest);
         self.ready.clear();
         self.evidence = Evidence::default();
-        self.troubles = 0;
+        self.failures.clear();
+        self.troubles = Troubles::default();
         self.links_work();
         self.measure_step(now);
         for id in &self.members {

@@ -11,6 +11,7 @@ mod receipt;
 mod roster;
 mod scale;
 mod store;
+mod trouble;
 
 fn settings(workers: usize) -> Settings {
     Settings {
