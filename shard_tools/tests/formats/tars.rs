@@ -267,7 +267,7 @@ async fn what_does_not_go_together_is_refused() {
     assert!(mix(&[("a/b", one)]).await.contains("plain name"));
     let told = mix(&[("a", publisher.text("nowhere"))]).await;
     assert!(
-        told.contains("nowhere") && told.contains("not a folder"),
+        told.contains("nowhere") && told.contains("no such folder"),
         "{told}"
     );
 }
