@@ -140,6 +140,7 @@ fn quickstart_by_hand() {
 fn a_cache_that_is_too_small_is_refused_with_what_fits() {
     let plan = plan("pretrain-4m.toml", |a| {
         a.workers = vec![64];
+        a.settings = vec!["cluster.min_workers=1".into()];
         a.synthetic = Some("4000000,9000000,4000".parse().expect("sizes"));
     });
     let [refusal] = plan.refusals() else {

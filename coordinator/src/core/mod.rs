@@ -277,7 +277,10 @@ impl Core {
             steps_total: self.s.steps_total,
             phase: phase.into(),
             waiting_for: self.waits().to_owned(),
-            workers: self.workers.len() as u32,
+            workers: match self.phase {
+                Phase::Training | Phase::Finishing => self.members.len() as u32,
+                _ => self.workers.len() as u32,
+            },
             audits: Some(self.audits.counts),
             ..Default::default()
         }

@@ -41,6 +41,12 @@ impl Core {
         self.holders_max() + self.s.spares
     }
 
+    /// With fewer members nobody is left aside: the setting's minimum, and two, because the state of
+    /// one is gone with it.
+    pub(super) fn members_least(&self) -> usize {
+        self.s.min_workers.max(2).min(self.members_max())
+    }
+
     /// Whether it is a member of the open generation. Members ascend.
     pub(super) fn is_member(&self, id: u64) -> bool {
         self.members.binary_search(&id).is_ok()
@@ -74,7 +80,7 @@ impl Core {
         let able = if able.is_empty() { leaving } else { able };
         let wanted = |id: &&u64| !self.is_aside(**id);
         let mut chosen: Vec<u64> = able.iter().filter(wanted).copied().collect();
-        if chosen.len() < self.s.min_workers.max(1) {
+        if chosen.len() < self.members_least() {
             // Better one that comes and goes than none.
             chosen = able;
         }
@@ -96,7 +102,7 @@ impl Core {
         let here = self.workers.iter().filter(|(_, w)| !w.leaving);
         let (wanted, aside): (Vec<u64>, Vec<u64>) =
             here.map(|(id, _)| *id).partition(|id| !self.is_aside(*id));
-        let needed = self.s.min_workers.max(1).saturating_sub(wanted.len());
+        let needed = self.members_least().saturating_sub(wanted.len());
         let mut chosen = wanted;
         chosen.truncate(self.members_max());
         chosen.extend(aside.into_iter().take(needed));
@@ -114,7 +120,7 @@ impl Core {
         let free = self
             .members_max()
             .saturating_sub(self.members.len() + copying);
-        let lacking = self.members.len() < self.s.min_workers;
+        let lacking = self.members.len() < self.members_least();
         let idle = |id: u64, w: &Worker| {
             let rests = w.copying.is_none() && !w.leaving && now >= w.copy_after;
             rests && !self.is_member(id) && (lacking || !self.is_aside(id))
@@ -158,7 +164,7 @@ impl Core {
             .keys()
             .filter(|w| **w != id && !self.is_aside(**w))
             .count();
-        if times < DEPARTURES_MAX || others < self.s.min_workers.max(1) {
+        if times < DEPARTURES_MAX || others < self.members_least() {
             return;
         }
         let window = (stall * WINDOW_STALLS).as_secs();

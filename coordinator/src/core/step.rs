@@ -32,7 +32,7 @@ impl Core {
     fn somebody_joins(&self) -> bool {
         let room = self.members.len() < self.members_max();
         let able = |id: u64, w: &Worker| !w.leaving && !self.is_member(id) && self.eligible(w);
-        let lacking = self.members.len() < self.s.min_workers;
+        let lacking = self.members.len() < self.members_least();
         room && self
             .workers
             .iter()

@@ -163,7 +163,7 @@ fn beyond_the_maximum_workers_are_spares_and_beyond_those_they_stand_by() {
 
 #[test]
 fn a_worker_that_comes_and_goes_is_put_aside_unless_it_is_needed() {
-    let mut s = settings(2);
+    let mut s = settings(3);
     s.steps_total = 100;
     let mut core = training_as(s.clone(), Durable::default());
     let mut all = Vec::new();
@@ -198,12 +198,13 @@ fn a_worker_that_comes_and_goes_is_put_aside_unless_it_is_needed() {
     assert_eq!(core.report().workers[1].role, "aside");
     // When its time is over it is a newcomer like any other.
     beat(&mut core, 1_020, 0, "computing");
+    beat(&mut core, 1_020, 2, "computing");
     let beats = v1::Heartbeat::default();
     core.apply(1_020, Event::Message(session, up::Body::Heartbeat(beats)));
     assert!(copies(&core.apply(1_030, Event::Tick)));
 
-    // Nobody is put aside whom the run needs.
-    s.min_workers = 2;
+    // Nobody is put aside whom the run needs: one alone would take the state with it.
+    s.expected_workers = 2;
     let mut core = training_as(s, Durable::default());
     let mut all = Vec::new();
     for life in 0..9 {
