@@ -21,6 +21,10 @@ pub const TESTS: &[Test] = &[
 ];
 
 const KILLS: usize = 100;
+/// Silence is taken for death after 0.6 s, so what is seen sooner is seen by the connection.
+const STALL_OF_KILLS: &str = "cluster.max_stall_seconds=2";
+/// Fewer than five deaths of one worker in twelve times that setting: nobody is put aside.
+const BETWEEN_KILLS: Duration = Duration::from_millis(2100);
 const RESTARTS: usize = 20;
 /// Of the goodput run: one failure in so much time.
 const BETWEEN_FAILURES: Duration = Duration::from_secs(60);
@@ -56,7 +60,9 @@ fn step_time(run: &Cluster, from: Instant) -> f64 {
 }
 
 fn figures_of_a_hundred_kills() {
-    let setup = Setup::new(3, &["run.steps=2000", "checkpoint.every_steps=100"]);
+    let length = ["run.steps=2000", "checkpoint.every_steps=100"];
+    let mut setup = Setup::new(3, &length);
+    setup.settings.push(STALL_OF_KILLS.into());
     let settings = setup.settings.clone();
     let mut case = Case::start("SIGKILL of a worker, again and again", setup);
     case.at(4, 3);
@@ -74,6 +80,8 @@ fn figures_of_a_hundred_kills() {
         next.push(case.run.next_commit() - at);
         let joined = [Reason::WorkerJoined];
         case.run.noticed(noticed, worker, &joined);
+        let rest = BETWEEN_KILLS.saturating_sub(at.elapsed());
+        case.run.within(rest, &|_| false);
     }
     case.fired(format!("{KILLS}: state Z in /proc"));
     say(&told(
