@@ -141,9 +141,13 @@ mod tests {
             (&[blocks, "batch.micro_batch=4"], 9.86),
             (&[blocks, "model.cross_layers=8"], 10.71),
         ] {
-            let small = ["batch.lanes=1", "batch.global_batch=8"];
+            let small = [
+                "batch.lanes=1",
+                "batch.global_batch=8",
+                "cluster.min_workers=1",
+            ];
             let own = ["batch.micro_batch=2", "batch.device_batch=1"];
-            let config = config(&[&small, &own, settings].concat());
+            let config = config(&[&small[..], &own, settings].concat());
             let (model, text_len) = (&config.model, config.data.text_len as usize);
             let tower = ManagerTower::new(model, text_len).expect("its sizes fit");
             let pairs = u64::from(config.batch.micro_batch * config.batch.device_batch);

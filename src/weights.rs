@@ -9,6 +9,8 @@ use belfry_worker::{export_checkpoint, weights};
 use clap::Args;
 use shard_tools::store::Root;
 
+use crate::run::prepare::of_root;
+
 /// Arguments of `belfry import`.
 #[derive(Args)]
 pub struct ImportArguments {
@@ -95,11 +97,6 @@ pub fn with_files(mut settings: Vec<String>, from: &[String], fresh: &[String]) 
 /// A run's root and the resolved configuration that it left there, with `settings` over it.
 pub async fn open_run(location: &str, settings: &[String]) -> anyhow::Result<(Root, ValidConfig)> {
     let root = Root::existing(location).context("give the --root of a run")?;
-    let text = root
-        .get("run.toml")
-        .await
-        .context("this is no run's root")?;
-    let text = String::from_utf8(text.to_vec()).context("run.toml")?;
-    let config = belfry_configs::load_str(&text, &format!("{root}/run.toml"), settings)?;
+    let config = of_root(&root, settings).await?;
     Ok((root, config))
 }

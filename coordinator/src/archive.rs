@@ -156,9 +156,9 @@ async fn prune(root: &Root, steps: &[u64]) -> Result<Option<String>, StoreError>
     Ok(None)
 }
 
-/// Where an evaluation lies, relative to the run's root.
-pub fn evaluation_file(e: &v1::Evaluated) -> String {
-    format!("metrics/evaluation-{:09}.json", e.step)
+/// Where the evaluation of a step's state lies, relative to the run's root.
+pub fn evaluation_file(step: u64) -> String {
+    format!("metrics/evaluation-{step:09}.json")
 }
 
 /// Keeps an evaluation; says what differs from what stands there.
@@ -169,7 +169,7 @@ pub async fn put_evaluation(
     root: &Root,
     e: &v1::Evaluated,
 ) -> Result<Option<String>, CoordinatorError> {
-    let file = evaluation_file(e);
+    let file = evaluation_file(e.step);
     let put = create_or_equal(root, &file, &evaluation_json(e)).await;
     put.map_err(|e| CoordinatorError::store(format!("cannot write {file}"), e))
 }

@@ -77,7 +77,7 @@ impl Writer {
                 None
             }
             Effect::StoreEvaluation(evaluated) => {
-                let what = archive::evaluation_file(&evaluated);
+                let what = archive::evaluation_file(evaluated.step);
                 let put = || archive::put_evaluation(&root, &evaluated);
                 let differs = self.persist.until_done(&what, put).await?;
                 differs.map(|how| Event::StoreDiffers { what, how })

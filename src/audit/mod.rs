@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shard_tools::manifest::Manifest;
 use shard_tools::store::Root;
 
-use crate::run::prepare::RUN_FILE;
+use crate::run::prepare::of_root;
 use receipts::Receipts;
 use report::{Fault, Report};
 
@@ -46,10 +46,7 @@ pub struct AuditArguments {
 pub async fn audit(arguments: AuditArguments) -> anyhow::Result<bool> {
     let location = &arguments.run;
     let root = Root::existing(location).context("--run")?;
-    let text = root.get(RUN_FILE).await;
-    let text = text.with_context(|| format!("{root} holds no run"))?;
-    let text = String::from_utf8_lossy(&text);
-    let config = belfry_configs::load_str(&text, &format!("{root}/{RUN_FILE}"), &[])?;
+    let config = of_root(&root, &[]).await?;
     let Some(recorded) = identity::read(&root).await? else {
         bail!(
             "{root} has no {}: no worker began the run, or an earlier version of this program led it; \

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use belfry_coordinator::evaluation_file;
 use belfry_coordinator::stored::{self, Stored};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -57,10 +58,7 @@ pub async fn ls(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 async fn evaluation(root: &Root, step: u64) -> Result<Option<Value>, StoreError> {
-    match root
-        .get(&format!("metrics/evaluation-{step:09}.json"))
-        .await
-    {
+    match root.get(&evaluation_file(step)).await {
         Ok(text) => Ok(serde_json::from_slice(&text).ok()),
         Err(StoreError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),

@@ -6,12 +6,7 @@ mod ls;
 mod prune;
 mod verify;
 
-use anyhow::Context as _;
-use belfry_configs::ValidConfig;
 use clap::Subcommand;
-use shard_tools::store::Root;
-
-use crate::run::prepare::RUN_FILE;
 
 /// The commands.
 #[derive(Subcommand)]
@@ -42,17 +37,6 @@ pub async fn run(command: Command) -> anyhow::Result<bool> {
         Command::Verify(arguments) => verify::run(&arguments).await,
         Command::Prune(arguments) => prune::prune(&arguments).await.map(|()| true),
     }
-}
-
-async fn config(root: &Root) -> anyhow::Result<ValidConfig> {
-    let text = root.get(RUN_FILE).await;
-    let text = text.with_context(|| format!("{root} holds no run"))?;
-    let text = String::from_utf8_lossy(&text);
-    Ok(belfry_configs::load_str(
-        &text,
-        &format!("{root}/{RUN_FILE}"),
-        &[],
-    )?)
 }
 
 fn steps_of(steps: impl IntoIterator<Item = u64>) -> String {

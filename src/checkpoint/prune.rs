@@ -1,16 +1,17 @@
 //! `belfry checkpoint prune`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::bail;
-use belfry_configs::{Checkpoint, Timeouts, ValidConfig};
+use belfry_configs::{Checkpoint, ValidConfig};
 use belfry_coordinator::stored::retention::kept;
 use belfry_coordinator::stored::{self, Stored};
 use belfry_coordinator::{RESULT_FILE, evaluations};
 use shard_tools::store::Root;
 
 use crate::bench::table::gigabytes;
+use crate::run::prepare::of_root;
 
 /// Arguments of `belfry checkpoint prune`.
 #[derive(clap::Args)]
@@ -44,7 +45,7 @@ struct Plan {
 /// Prunes.
 pub async fn prune(arguments: &Arguments) -> anyhow::Result<()> {
     let root = Root::existing(&arguments.root)?;
-    let config = super::config(&root).await?;
+    let config = of_root(&root, &[]).await?;
     let led = refuse_led(&root, &config, arguments).await?;
     let mut settings = config.checkpoint.clone();
     settings.keep_last = arguments.keep_last.unwrap_or(settings.keep_last);
@@ -85,7 +86,7 @@ async fn refuse_led(
     if root.exists(RESULT_FILE).await? {
         return Ok(false);
     }
-    let lease = Timeouts::new(Duration::from_secs_f64(config.cluster.max_stall_seconds)).lease;
+    let lease = config.cluster.timeouts().lease;
     let entries = root.objects("journal").await?;
     let Some(newest) = entries.last() else {
         return Ok(false);

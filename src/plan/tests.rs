@@ -32,7 +32,10 @@ fn pre_training_by_hand() {
         a.workers = vec![1, 7, 64, 200];
         a.lane.step_seconds = Some("128".parse().expect("a time"));
         a.synthetic = Some("4000000,9000000,4000".parse().expect("sizes"));
-        a.settings = vec!["data.cache_bytes_max=200000000000".into()];
+        a.settings = vec![
+            "data.cache_bytes_max=200000000000".into(),
+            "cluster.min_workers=1".into(),
+        ];
     });
     let parameters = plan.footprint.parameters;
     let gradient = 4 * parameters;
@@ -166,7 +169,10 @@ fn a_cache_that_is_too_small_is_refused_with_what_fits() {
 #[test]
 fn the_report_is_narrow_and_says_what_is_unknown() {
     let plan = plan("pretrain-4m.toml", |a| {
-        a.settings = vec!["data.train=no/such/folder".into()];
+        a.settings = vec![
+            "data.train=no/such/folder".into(),
+            "cluster.min_workers=1".into(),
+        ];
         a.price_worker = Some(2.5);
     });
     let text = plan.text();

@@ -61,6 +61,15 @@ pub fn split(config: &ValidConfig, input: &Path) -> anyhow::Result<(Vec<String>,
     Ok((train, keys))
 }
 
+/// The resolved configuration that a run left under its root, with `settings` over it.
+pub async fn of_root(root: &Root, settings: &[String]) -> anyhow::Result<ValidConfig> {
+    let text = root.get(RUN_FILE).await;
+    let text = text.with_context(|| format!("{root} holds no run"))?;
+    let text = String::from_utf8(text.to_vec()).context(RUN_FILE)?;
+    let origin = format!("{root}/{RUN_FILE}");
+    Ok(belfry_configs::load_str(&text, &origin, settings)?)
+}
+
 /// Makes the root this run's, or checks that it is.
 pub async fn claim(root: &Root, config: &ValidConfig, resume: bool) -> anyhow::Result<()> {
     let resolved = config.to_toml();

@@ -1,6 +1,7 @@
 //! Where a run's coordinator is, and what its root says when nobody is there.
 
 use anyhow::{Context as _, bail};
+use belfry_coordinator::{RESULT_FILE, stored};
 use serde_json::Value;
 use shard_tools::store::Root;
 
@@ -78,15 +79,11 @@ async fn look(root: &Root, found: &mut Found) -> anyhow::Result<()> {
         found.address = found.address.take().or(address);
         found.entry = Some(entry);
     }
-    let files = root.list("checkpoints").await.with_context(reading)?;
-    let steps = files.iter().filter_map(|(file, _)| {
-        let folder = file.strip_suffix("/manifest.json")?;
-        folder.rsplit_once("step-")?.1.parse().ok()
-    });
-    found.checkpoints = steps.collect();
-    found.checkpoints.sort_unstable();
-    if root.exists("result.json").await.with_context(reading)? {
-        let bytes = root.get("result.json").await.with_context(reading)?;
+    let folders = stored::list(root).await.with_context(reading)?;
+    let made = folders.values().filter(|stored| stored.made.is_some());
+    found.checkpoints = made.map(|stored| stored.step).collect();
+    if root.exists(RESULT_FILE).await.with_context(reading)? {
+        let bytes = root.get(RESULT_FILE).await.with_context(reading)?;
         found.result = serde_json::from_slice(&bytes).ok();
     }
     Ok(())

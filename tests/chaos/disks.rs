@@ -1,64 +1,24 @@
 //! Disks that are full: under a checkpoint, under a worker's shard cache.
 
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use belfry_proto::v1::Reason;
 
 use crate::Test;
-use crate::apart::must;
 use crate::case::Case;
 use crate::cluster::{Setup, data};
 use crate::proxy::{Effects, Proxy};
+use crate::small_disk::SmallDisk;
 
 pub const TESTS: &[Test] = &[
     ("full_disk_at_a_checkpoint", full_disk_at_a_checkpoint),
     ("full_disk_at_the_cache", full_disk_at_the_cache),
 ];
 
-/// A file system of its own, of so many mebibytes.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(folder: &Path, mebibytes: u32) -> Self {
-        fs::create_dir_all(folder).expect("is made");
-        let size = format!("size={mebibytes}m");
-        must(
-            Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-                .arg(folder),
-        );
-        SmallDisk(folder.to_owned())
-    }
-
-    /// Takes all room but `spare` bytes.
-    fn fill(&self, spare: u64) {
-        let mut ballast = File::create(self.0.join("ballast")).expect("is made");
-        let block = vec![0; 64 << 10];
-        while ballast.write_all(&block).is_ok() {}
-        let length = ballast.metadata().expect("is there").len();
-        assert!(length > spare, "the disk has no {spare} bytes");
-        ballast.set_len(length - spare).expect("is cut");
-    }
-
-    fn relieve(&self) {
-        fs::remove_file(self.0.join("ballast")).expect("is removed");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 /// Entries of the journal and receipts still fit; a checkpoint of ten megabytes does not.
 fn full_disk_at_a_checkpoint() {
     let folder = tempfile::tempdir().expect("a folder");
-    let disk = SmallDisk::mount(&folder.path().join("root"), 96);
+    let disk = SmallDisk::mount(&folder.path().join("root"), 96).expect("root mounts");
     let setup = Setup {
         root: Some(disk.0.display().to_string()),
         ..Setup::new(2, &["run.steps=40"])
@@ -93,7 +53,7 @@ fn full_disk_at_the_cache() {
     let gate = Proxy::open(Effects::default(), move || Some::<SocketAddr>(server));
     let train = format!("data.train=http://{}/train", gate.address);
     let folder = tempfile::tempdir().expect("a folder");
-    let disk = SmallDisk::mount(&folder.path().join("cache"), 16);
+    let disk = SmallDisk::mount(&folder.path().join("cache"), 16).expect("root mounts");
     disk.fill(4 << 10);
     let setup = Setup {
         caches: vec![(1, disk.0.clone())],

@@ -24,6 +24,8 @@ mod s3_server;
 mod silent;
 #[path = "../promises/skipped.rs"]
 mod skipped;
+#[path = "../promises/small_disk.rs"]
+mod small_disk;
 mod stores;
 mod table;
 mod watch;

@@ -9,6 +9,7 @@ mod inspect;
 mod s3_server;
 mod shards;
 mod skipped;
+mod small_disk;
 mod system;
 mod tidy;
 mod weights;

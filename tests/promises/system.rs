@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::s3_server::{self, S3Server};
+use crate::small_disk::SmallDisk;
 
 /// A tiny run takes seconds; this is for a machine that is busy with something else.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -400,38 +401,19 @@ fn a_port_in_use_is_named() {
     outcome(output).refused(&[&address, "free the port"]);
 }
 
-/// A small file system, or a loud word that this machine does not allow it.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(folder: &Path, mebibytes: u32) -> Option<Self> {
-        fs::create_dir_all(folder).expect("is made");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
-            .arg(folder)
-            .output();
-        if mounted.is_ok_and(|output| output.status.success()) {
-            return Some(SmallDisk(folder.to_owned()));
-        }
-        crate::skipped("mounting a small tmpfs needs root; the full disk is not tested");
-        None
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_is_named_and_leaves_nothing_that_is_taken_for_whole() {
     let _alone = alone();
     let folder = tempfile::tempdir().expect("a folder");
     let mut run = packed(folder.path());
     // Room for the run file and the journal, not for a checkpoint of ten megabytes.
-    let Some(disk) = SmallDisk::mount(&folder.path().join("small"), 4) else {
-        return;
+    let disk = match SmallDisk::mount(&folder.path().join("small"), 4) {
+        Ok(disk) => disk,
+        Err(why) => {
+            return crate::skipped(&format!(
+                "mounting a small tmpfs needs root; the full disk is not tested: {why}"
+            ));
+        }
     };
     run.root = disk.0.display().to_string();
     run.finish(1, &[]).refused(&["no space left"]);
@@ -444,8 +426,7 @@ fn a_full_disk_is_named_and_leaves_nothing_that_is_taken_for_whole() {
     assert!(!disk.0.join("result.json").exists());
     let shards = disk.0.join("shards").display().to_string();
     // What the refused checkpoint had written is gone again, and its room with it.
-    let filler = vec![0; 4 << 20];
-    fs::write(disk.0.join("filler"), filler).expect_err("leaves no room");
+    disk.fill(0);
     let output = Command::new(env!("CARGO_BIN_EXE_belfry"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args(["shards", "pack", "data/stamps", &shards])

@@ -41,6 +41,15 @@ impl OpenCheckpoint {
         let mut parts = self.storing.iter();
         parts.any(|(part, storing)| storing.is_empty() && !self.stored.contains_key(part))
     }
+
+    /// How far it is.
+    pub(super) fn status(&self) -> v1::CheckpointStatus {
+        v1::CheckpointStatus {
+            step: self.step,
+            parts: self.storing.len() as u32,
+            stored: self.stored.len() as u32,
+        }
+    }
 }
 
 /// A checkpoint whose receipts and manifest are being written.
@@ -77,17 +86,6 @@ fn durable_text(step: u64, made: &v1::CheckpointMade) -> String {
 
 fn waited_text(stall_seconds: f64) -> String {
     format!("training waited {:.0} ms", stall_seconds * 1000.0)
-}
-
-impl OpenCheckpoint {
-    /// How far it is.
-    pub(super) fn status(&self) -> v1::CheckpointStatus {
-        v1::CheckpointStatus {
-            step: self.step,
-            parts: self.storing.len() as u32,
-            stored: self.stored.len() as u32,
-        }
-    }
 }
 
 impl Core {

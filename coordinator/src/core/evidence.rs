@@ -330,9 +330,7 @@ impl Core {
                 self.distrust.expelled.insert(id, worker.incarnation);
                 fx.push(Effect::Close(worker.session));
             }
-            self.remove_worker(id);
-            self.take_back(id);
-            self.lose_parts_of(id, fx);
+            self.forget(id, fx);
             self.members.retain(|member| *member != id);
             self.evidence.forget(id);
             self.about(id, Reason::WorkerExpelled, text, fx);

@@ -15,7 +15,7 @@ impl Core {
         error: String,
         fx: &mut Vec<Effect>,
     ) {
-        let others_go_on = self.phase == Phase::Training && self.others_than(id) > 0;
+        let others_go_on = self.phase == Phase::Training && self.members.iter().any(|m| *m != id);
         if self.phase == Phase::Training {
             self.failures.insert(id, error.clone());
         }
@@ -35,10 +35,5 @@ impl Core {
             None => format!("worker {id}: {error}"),
         };
         self.fail(text, fx);
-    }
-
-    /// Members beside this worker.
-    fn others_than(&self, id: u64) -> usize {
-        self.members.iter().filter(|member| **member != id).count()
     }
 }

@@ -221,9 +221,7 @@ impl Core {
             self.about(id, why.reason(), text, fx);
             self.count_departure(id, fx);
         }
-        self.remove_worker(id);
-        self.take_back(id);
-        self.lose_parts_of(id, fx);
+        self.forget(id, fx);
         let Ok(place) = self.members.binary_search(&id) else {
             return;
         };
@@ -233,6 +231,13 @@ impl Core {
             Phase::Training => self.open_generation(now, fx),
             _ => {}
         }
+    }
+
+    /// A worker that is gone: nothing is expected of it any more.
+    pub(super) fn forget(&mut self, id: u64, fx: &mut Vec<Effect>) {
+        self.remove_worker(id);
+        self.take_back(id);
+        self.lose_parts_of(id, fx);
     }
 
     /// What was asked of a worker is asked of it no more.

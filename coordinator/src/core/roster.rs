@@ -238,8 +238,6 @@ impl Core {
         self.send(id, down::Body::Finished(finished), fx);
         let text = format!("worker {id} has left");
         self.about(id, Reason::WorkerLeft, text, fx);
-        self.remove_worker(id);
-        self.take_back(id);
-        self.lose_parts_of(id, fx);
+        self.forget(id, fx);
     }
 }
