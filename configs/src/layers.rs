@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use crate::length::supersede;
 use crate::run_config::RunConfig;
 use crate::validate::ValidConfig;
 
@@ -102,6 +103,7 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
         setting: setting.into(),
     };
     let (key, text) = setting.split_once('=').ok_or_else(bad)?;
+    supersede(table, key.trim());
     let mut place = table;
     let mut parts: Vec<&str> = key.trim().split('.').collect();
     let last = parts.pop().filter(|p| !p.is_empty()).ok_or_else(bad)?;

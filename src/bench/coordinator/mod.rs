@@ -72,6 +72,7 @@ fn settings(workers: u64, lanes: u32) -> Settings {
         nodes_max: 4,
         audit_every: 0,
         evaluates: false,
+        rhythm: Rhythm::Never,
         links: LinkPolicy::Tcp,
         quarantine_shards_max: 0,
         horizon_steps: 64,
