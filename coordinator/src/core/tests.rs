@@ -5,6 +5,7 @@ use super::*;
 mod audit;
 mod checkpoint;
 mod copies;
+mod evaluation;
 mod evidence;
 mod quarantine;
 mod receipt;

@@ -7,7 +7,7 @@ mod sessions;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
-use belfry_configs::Timeouts;
+use belfry_configs::{Rhythm, Timeouts};
 use belfry_coordinator::core::{LinkPolicy, Settings};
 use clap::Args;
 
