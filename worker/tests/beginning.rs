@@ -115,7 +115,7 @@ impl Source {
         &self.parameters[entry.offset..entry.offset + entry.len]
     }
 
-    async fn into(&self, model: &ManagerTower) -> Result<(Vec<f32>, Report), WeightsError> {
+    async fn laid_over(&self, model: &ManagerTower) -> Result<(Vec<f32>, Report), WeightsError> {
         let targets = model.table().into();
         import(&self.init(), &targets, model.table().init(0)).await
     }
@@ -151,7 +151,7 @@ async fn each_task_takes_the_pre_trained_part_and_starts_its_head_fresh() {
     ];
     for (task, fresh, left) in cases {
         let model = model(&[&format!("model.task={task}"), "model.image.size=48"]);
-        let (flat, report) = source.into(&model).await.expect("fits");
+        let (flat, report) = source.laid_over(&model).await.expect("fits");
         let found = roots(report.fresh.iter().map(String::as_str));
         for head in fresh {
             assert!(found.contains(head), "{task}: {head} is not in {found:?}");
@@ -182,9 +182,9 @@ async fn each_task_takes_the_pre_trained_part_and_starts_its_head_fresh() {
 async fn nothing_but_the_chosen_bytes_is_begun_with() {
     let source = Source::new();
     let model = model(&[]);
-    source.into(&model).await.expect("fits");
+    source.laid_over(&model).await.expect("fits");
     let refused = async |words: &[&str]| {
-        let told = source.into(&model).await.expect_err("refused").to_string();
+        let told = source.laid_over(&model).await.expect_err("refused").to_string();
         for word in words {
             assert!(told.contains(word), "`{word}` is not in: {told}");
         }
