@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use belfry_configs::{Checkpoint, figures};
-use belfry_proto::v1;
+use belfry_proto::{objective, v1};
 
 /// The steps of `usable` that are kept: the last `keep_last` (0: all), every multiple of
 /// `keep_every_steps`, and the best by `keep_best`. The newest always is.
@@ -37,23 +37,12 @@ pub fn best_first(
     evaluations: &BTreeMap<u64, v1::Evaluated>,
 ) -> Vec<u64> {
     let judged = usable.iter().filter_map(|step| {
-        let value = figure(evaluations.get(step)?, metric)?;
+        let value = objective::figure(evaluations.get(step)?, metric)?;
         (!value.is_nan()).then(|| (figures::score(metric, value), *step))
     });
     let mut judged: Vec<(f64, u64)> = judged.collect();
     judged.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
     judged.into_iter().map(|(_, step)| step).collect()
-}
-
-/// A figure of an evaluation by its name.
-fn figure(evaluated: &v1::Evaluated, name: &str) -> Option<f64> {
-    match name {
-        "mlm_loss" => Some(evaluated.mlm_loss),
-        "mlm_accuracy" => Some(evaluated.mlm_accuracy),
-        "itm_loss" => Some(evaluated.itm_loss),
-        "itm_accuracy" => Some(evaluated.itm_accuracy),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -75,10 +64,16 @@ mod tests {
 
     fn kept_of(steps: &[u64], settings: &Checkpoint) -> Vec<u64> {
         let evaluated = |(step, itm_accuracy, mlm_loss): (u64, f64, f64)| {
+            let figure = |name: &str, value| v1::Figure {
+                name: name.into(),
+                value,
+            };
             let evaluated = v1::Evaluated {
                 step,
-                itm_accuracy,
-                mlm_loss,
+                figures: vec![
+                    figure("itm_accuracy", itm_accuracy),
+                    figure("mlm_loss", mlm_loss),
+                ],
                 ..Default::default()
             };
             (step, evaluated)
