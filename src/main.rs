@@ -198,7 +198,12 @@ async fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::
     if let Some(told) = told {
         println!("# steps: {}", told.replace('\n', " "));
     }
-    if let Some(run) = config.init.run.as_ref().filter(|_| config.needs_beginning()) {
+    if let Some(run) = config
+        .init
+        .run
+        .as_ref()
+        .filter(|_| config.needs_beginning())
+    {
         println!("# begins with a checkpoint of {run} that is chosen when the run starts");
     }
     println!("# sha256 {}", config.sha256());

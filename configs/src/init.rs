@@ -111,7 +111,10 @@ impl Init {
         if self.run.is_none()
             && let Some((key, _)) = named.into_iter().find(|(_, there)| *there)
         {
-            return Err(refuse(key, "needs init.run, the run whose checkpoint it names"));
+            return Err(refuse(
+                key,
+                "needs init.run, the run whose checkpoint it names",
+            ));
         }
         if let Some(best) = &self.best {
             if !figures::is_known(best) {
@@ -119,7 +122,10 @@ impl Init {
                 return Err(refuse("init.best", reason));
             }
             if self.step.is_some() && self.manifest_sha256.is_none() {
-                return Err(refuse("init.best", "stands beside init.step; give one of them"));
+                return Err(refuse(
+                    "init.best",
+                    "stands beside init.step; give one of them",
+                ));
             }
         }
         if let Some(sha256) = &self.manifest_sha256 {

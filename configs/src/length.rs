@@ -119,7 +119,8 @@ impl RunConfig {
         let counted = run.epochs.zip(run.epoch_pairs);
         match run.epochs {
             None if run.steps == 0 => {
-                let reason = "must be at least 1; or give run.epochs, passes over the training data";
+                let reason =
+                    "must be at least 1; or give run.epochs, passes over the training data";
                 return Err(refuse("run.steps", reason));
             }
             Some(_) if run.steps != 0 && counted.is_none() => {
@@ -262,7 +263,10 @@ mod tests {
         assert_eq!(steps(0.7, 30, 1), 21);
         assert_eq!(steps(0.1, 30, 1), 3);
         assert_eq!(steps(2.000_001, 1_000_000, 1), 2_000_001);
-        assert_eq!(steps(1e6, u64::from(u32::MAX), 1), u64::from(u32::MAX) * 1_000_000);
+        assert_eq!(
+            steps(1e6, u64::from(u32::MAX), 1),
+            u64::from(u32::MAX) * 1_000_000
+        );
         for (wrong, words) in [
             (0.0, "above 0"),
             (-1.0, "above 0"),

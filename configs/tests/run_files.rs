@@ -282,17 +282,30 @@ fn a_run_is_so_many_steps_or_so_many_epochs() {
     assert_eq!(fifth.unused_pairs(), Some(8));
     let told = with(&["run.epochs=0.01"]).expect("data tells");
     let told = told.with_epoch_pairs(200).expect_err("no step").to_string();
-    assert!(told.contains("run.epochs") && told.contains("not one step"), "{told}");
+    assert!(
+        told.contains("run.epochs") && told.contains("not one step"),
+        "{told}"
+    );
 
     let both = text.replace("epoch_pairs = 200\n", "");
-    let told = load_str(&both, "both.toml", &[]).expect_err("both").to_string();
+    let told = load_str(&both, "both.toml", &[])
+        .expect_err("both")
+        .to_string();
     assert!(told.contains("stands beside run.steps"), "{told}");
     let wrong = text.replace("steps = 125", "steps = 124");
-    let told = load_str(&wrong, "wrong.toml", &[]).expect_err("not those").to_string();
+    let told = load_str(&wrong, "wrong.toml", &[])
+        .expect_err("not those")
+        .to_string();
     assert!(told.contains("are 125 steps, not 124"), "{told}");
 
-    let every = with(&["run.evaluate_every_steps=5", "run.evaluate_every_epochs=0.5"]);
-    let every = every.expect("the later one").with_epoch_pairs(200).expect("steps");
+    let every = with(&[
+        "run.evaluate_every_steps=5",
+        "run.evaluate_every_epochs=0.5",
+    ]);
+    let every = every
+        .expect("the later one")
+        .with_epoch_pairs(200)
+        .expect("steps");
     assert!(every.rhythm().is_due(7) && !every.rhythm().is_due(5));
     let all = ["run.evaluate_every_steps=5", "data.validation=[]"];
     for (settings, words) in [
@@ -320,7 +333,11 @@ fn a_run_to_begin_with_is_named_and_pinned_once() {
     assert_eq!(pinned.init.pinned(), Some(("runs/first", 40, &*sha256)));
     assert_eq!(open.beginning_of(&pinned), Some((40, &*sha256)));
     let other = with(&["init.run=runs/first", "init.step=41"]).expect("valid");
-    assert_eq!(other.beginning_of(&pinned), None, "another step was asked for");
+    assert_eq!(
+        other.beginning_of(&pinned),
+        None,
+        "another step was asked for"
+    );
     let other = with(&["init.run=runs/second"]).expect("valid");
     assert_eq!(other.beginning_of(&pinned), None);
     let none = load_str(&pinned.to_toml(), "run.toml", &["init.run=".into()]).expect("taken out");
@@ -328,9 +345,18 @@ fn a_run_to_begin_with_is_named_and_pinned_once() {
     for (settings, words) in [
         (&["init.step=4"][..], "init.step: needs init.run"),
         (&["init.best=itm_loss"], "init.best: needs init.run"),
-        (&["init.run=a", "init.best=speed"], "no task's evaluation has a figure"),
-        (&["init.run=a", "init.best=r_mean", "init.step=4"], "beside init.step"),
-        (&["init.run=a", "init.step=4", "init.manifest_sha256=ab"], "must be a SHA-256"),
+        (
+            &["init.run=a", "init.best=speed"],
+            "no task's evaluation has a figure",
+        ),
+        (
+            &["init.run=a", "init.best=r_mean", "init.step=4"],
+            "beside init.step",
+        ),
+        (
+            &["init.run=a", "init.step=4", "init.manifest_sha256=ab"],
+            "must be a SHA-256",
+        ),
     ] {
         let told = with(settings).expect_err("must be refused").to_string();
         assert!(told.contains(words), "`{words}` is not in: {told}");

@@ -21,8 +21,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use crate::{files, resolve};
 use crate::plan::{Footprint, LaneTime, LaneTimeArguments, largest_share};
+use crate::{files, resolve};
 use outcome::Outcome;
 use scenario::{Cluster, Scenario, Time};
 

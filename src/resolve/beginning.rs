@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, bail};
 use belfry_configs::{Init, ValidConfig};
+use belfry_coordinator::evaluations;
 use belfry_coordinator::stored::retention::best_first;
 use belfry_coordinator::stored::verify::Pace;
 use belfry_coordinator::stored::{self, Stored};
-use belfry_coordinator::evaluations;
 use shard_tools::manifest::sha256;
 use shard_tools::store::Root;
 
@@ -29,7 +29,9 @@ pub async fn choose(config: &ValidConfig) -> anyhow::Result<ValidConfig> {
     let mut found = found.with_context(|| format!("init.run: cannot list {root}"))?;
     found.retain(|_, stored| stored.made.is_some());
     if found.is_empty() {
-        bail!("init.run: {root} holds no checkpoint; is it the root of a run that has written one?");
+        bail!(
+            "init.run: {root} holds no checkpoint; is it the root of a run that has written one?"
+        );
     }
     let candidates = candidates(init, &root, &found.keys().copied().collect()).await?;
     let mut faults = Vec::new();

@@ -26,7 +26,10 @@ pub async fn resolve(config: ValidConfig, root: &Root) -> anyhow::Result<ValidCo
         return Ok(config);
     }
     let stored = stored(root).await?;
-    if let Some((step, sha256)) = stored.as_ref().and_then(|stored| config.beginning_of(stored)) {
+    if let Some((step, sha256)) = stored
+        .as_ref()
+        .and_then(|stored| config.beginning_of(stored))
+    {
         return Ok(config.with_beginning(step, sha256.to_owned())?);
     }
     beginning(config).await

@@ -78,9 +78,16 @@ fn a_fine_tune_begins_with_the_parameters_of_another_run() {
     let (first, second) = (folder.path().join("first"), folder.path().join("second"));
     succeeded(&run(folder.path(), "first", &TWO));
     let begin = begins_with(&first);
-    let larger = [&STILL[..], &["--set", &begin, "--set", "model.image.size=48"]].concat();
+    let larger = [
+        &STILL[..],
+        &["--set", &begin, "--set", "model.image.size=48"],
+    ]
+    .concat();
     let said = succeeded(&run(folder.path(), "second", &larger));
-    assert!(said.contains("begins with the parameters of step 4"), "{said}");
+    assert!(
+        said.contains("begins with the parameters of step 4"),
+        "{said}"
+    );
     let pinned = resolved(&second);
     let manifest = fs::read(first.join("checkpoints/step-000000004/manifest.json"));
     let sha256 = shard_tools::manifest::sha256(&manifest.expect("is read"));
@@ -142,12 +149,24 @@ fn a_corrupt_checkpoint_is_passed_over_loudly_and_what_is_not_there_is_refused()
     );
     let older = resolved(&folder.path().join("older"));
     assert_eq!(older["init"]["step"].as_integer(), Some(2));
-    refused("named", &["--set", "init.step=4"], &["of step 4", "bring one back", "2, 4"]);
-    refused("other", &["--set", "init.step=3"], &["no checkpoint of step 3", "2, 4"]);
+    refused(
+        "named",
+        &["--set", "init.step=4"],
+        &["of step 4", "bring one back", "2, 4"],
+    );
+    refused(
+        "other",
+        &["--set", "init.step=3"],
+        &["no checkpoint of step 3", "2, 4"],
+    );
     let nowhere = ["--set", "init.run=/no/such/run"];
     refused("nowhere", &nowhere, &["init.run", "no such folder"]);
     let data = format!("init.run={}", folder.path().join("data/train").display());
-    refused("data", &["--set", &data], &["init.run", "holds no checkpoint"]);
+    refused(
+        "data",
+        &["--set", &data],
+        &["init.run", "holds no checkpoint"],
+    );
     flip(&first_part(&first, 2));
     refused("none", &[], &["of step 4:", "of step 2:", "is right"]);
 }
@@ -172,7 +191,9 @@ fn a_fine_tune_has_the_same_bits_for_any_number_of_workers_and_without_its_sourc
     let mut child = stopped.start(2, &settings);
     stopped.await_steps(&mut child, 6);
     let launcher = child.id();
-    let asked = std::process::Command::new("kill").arg(launcher.to_string()).status();
+    let asked = std::process::Command::new("kill")
+        .arg(launcher.to_string())
+        .status();
     assert!(asked.expect("kill is there").success());
     child.wait_with_output().expect("ends");
     fs::remove_dir_all(&first).expect("is removed");
@@ -185,7 +206,9 @@ fn evaluated(run: &Run) -> Vec<u64> {
     let text = fs::read(run.local.join("result.json")).expect("the run ended");
     let result: Value = serde_json::from_slice(&text).expect("is JSON");
     let evaluations = result["evaluations"].as_array().expect("a list").iter();
-    let steps: Vec<u64> = evaluations.map(|e| e["step"].as_u64().expect("a step")).collect();
+    let steps: Vec<u64> = evaluations
+        .map(|e| e["step"].as_u64().expect("a step"))
+        .collect();
     for step in &steps {
         let file = format!("metrics/evaluation-{step:09}.json");
         assert!(run.local.join(file).exists(), "of step {step}");
@@ -206,7 +229,11 @@ fn epochs_end_at_their_exact_step_and_evaluations_change_no_bit() {
         "run.evaluate_every_epochs=0.25",
     ];
     let ended = run.finish(2, &settings);
-    assert_eq!(ended.hashes(), *undisturbed(), "twelve steps and the same bits");
+    assert_eq!(
+        ended.hashes(),
+        *undisturbed(),
+        "twelve steps and the same bits"
+    );
     let told = "1 epochs of 200 pairs in batches of 16: 12 steps; 8 pairs at the end";
     assert!(ended.said.contains(told), "{}", ended.said);
     // 50, 100 and 150 pairs are complete after 64, 112 and 160.
@@ -223,10 +250,24 @@ fn epochs_end_at_their_exact_step_and_evaluations_change_no_bit() {
         String::from_utf8(output.stdout).expect("is text")
     };
     let half = shown(&["--set", &train, "--set", "run.epochs=0.5"]);
-    assert!(half.contains("steps = 6") && half.contains("4 pairs at the end"), "{half}");
+    assert!(
+        half.contains("steps = 6") && half.contains("4 pairs at the end"),
+        "{half}"
+    );
     let nowhere = ["--set", "data.train=/no/data", "--set", "run.epochs=0.5"];
-    assert!(shown(&nowhere).contains("# steps: unknown"), "{}", shown(&nowhere));
-    let plan = ["plan", "configs/tiny.toml", "--set", &train, "--set", "run.epochs=0.5"];
+    assert!(
+        shown(&nowhere).contains("# steps: unknown"),
+        "{}",
+        shown(&nowhere)
+    );
+    let plan = [
+        "plan",
+        "configs/tiny.toml",
+        "--set",
+        &train,
+        "--set",
+        "run.epochs=0.5",
+    ];
     let planned = belfry(&plan);
     succeeded(&planned);
     let planned = String::from_utf8(planned.stdout).expect("is text");
@@ -276,7 +317,11 @@ fn the_best_state_is_kept_though_no_checkpoint_was_due() {
         value["itm_loss"].as_f64().expect("a number")
     };
     // One that was still being stored when the next was due may be missing, and that is said.
-    let durable = |step: &u64| ended.said.contains(&format!("checkpoint of step {step} is durable"));
+    let durable = |step: &u64| {
+        ended
+            .said
+            .contains(&format!("checkpoint of step {step} is durable"))
+    };
     let mut candidates: Vec<u64> = [3, 6, 9].into_iter().filter(durable).collect();
     assert!(!candidates.is_empty(), "{}", ended.said);
     candidates.sort_by(|a, b| loss(*a).total_cmp(&loss(*b)));
@@ -290,5 +335,8 @@ fn the_best_state_is_kept_though_no_checkpoint_was_due() {
     let (best, last) = (candidates[0], 12);
     // The last state may itself be the best, judged before or after its checkpoint was durable.
     let alone = loss(last) <= loss(best) && names == [name(last)];
-    assert!(alone || names == [name(best), name(last)], "{best}: {names:?}");
+    assert!(
+        alone || names == [name(best), name(last)],
+        "{best}: {names:?}"
+    );
 }

@@ -184,7 +184,11 @@ async fn nothing_but_the_chosen_bytes_is_begun_with() {
     let model = model(&[]);
     source.laid_over(&model).await.expect("fits");
     let refused = async |words: &[&str]| {
-        let told = source.laid_over(&model).await.expect_err("refused").to_string();
+        let told = source
+            .laid_over(&model)
+            .await
+            .expect_err("refused")
+            .to_string();
         for word in words {
             assert!(told.contains(word), "`{word}` is not in: {told}");
         }

@@ -97,11 +97,7 @@ mod tests {
         assert_eq!(kept_of(&all, &settings(9, 0, None)), all);
         assert_eq!(kept_of(&all, &settings(1, 20, None)), [20, 40, 50]);
         let best = |count, metric| kept_of(&all, &settings(1, 0, Some((count, metric))));
-        assert_eq!(
-            best(1, "itm_accuracy"),
-            [20, 50],
-            "the newer of equals"
-        );
+        assert_eq!(best(1, "itm_accuracy"), [20, 50], "the newer of equals");
         assert_eq!(best(2, "itm_accuracy"), [10, 20, 50]);
         assert_eq!(
             best(2, "mlm_loss"),

@@ -116,12 +116,16 @@ fn what_is_judged_is_made_a_checkpoint_where_the_best_are_kept() {
         };
         let mut core = training_as(s, durable);
         let effects: Vec<Effect> = (0..3).flat_map(|_| all_ready(&mut core)).collect();
-        let commits = sent(&effects, 100).into_iter().filter_map(|body| match body {
-            down::Body::Commit(commit) if !commit.snapshot_parts.is_empty() => Some(commit.step + 1),
-            _ => None,
-        });
+        let commits = sent(&effects, 100)
+            .into_iter()
+            .filter_map(|body| match body {
+                down::Body::Commit(commit) if !commit.snapshot_parts.is_empty() => {
+                    Some(commit.step + 1)
+                }
+                _ => None,
+            });
         commits.collect()
     };
     assert_eq!(parts(true), [2]);
-    assert_eq!(parts(false), []);
+    assert!(parts(false).is_empty());
 }
