@@ -6,6 +6,7 @@
 
 mod collective;
 mod data;
+mod eval;
 mod init;
 mod layers;
 mod model;
@@ -17,6 +18,7 @@ mod validate;
 
 pub use collective::{Collective, Transport, Wire};
 pub use data::*;
+pub use eval::Eval;
 pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
 pub use model::*;

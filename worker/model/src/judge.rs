@@ -56,15 +56,7 @@ impl ManagerTower {
             };
             features.push(self.features(&mut pass, &inputs)?);
         }
-        let logits = self.classified(&pass, features)?;
-        read(logits, "logits")
-    }
-
-    fn classified(&self, pass: &Pass, features: Vec<Tensor<2>>) -> Result<Tensor<2>, ModelError> {
-        let Heads::Classify(head) = &self.heads else {
-            return Err(self.other_task("vqa, snli_ve or nlvr2"));
-        };
-        Ok(head.forward(pass, Tensor::cat(features, 1)))
+        read(head.forward(&pass, Tensor::cat(features, 1)), "logits")
     }
 
     /// Classes of the model's classifier; none for other tasks.
