@@ -378,7 +378,7 @@ fn add_report(sum: &mut v1::LaneReport, one: &MicroBatchReport) {
 }
 
 /// Micro-batches side by side in one forward pass. The first one's vectors are taken as they are.
-fn device_batch(batches: impl Iterator<Item = HostBatch>) -> PretrainBatch {
+pub(crate) fn device_batch(batches: impl Iterator<Item = HostBatch>) -> PretrainBatch {
     let mut inputs = PretrainBatch::default();
     for batch in batches {
         inputs.micro_batches += 1;
