@@ -5,7 +5,7 @@
 //! line of JSON to standard output.
 
 mod evalai;
-mod report;
+pub mod report;
 mod share;
 mod workers;
 

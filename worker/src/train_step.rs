@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 use crate::core::{Event, LateReports};
 use crate::device;
 use crate::error::WorkerError;
+use crate::evaluate::Evaluator;
 use crate::held::{HeldState, Place, StepWeights};
 
 /// Jobs that may wait for the compute thread: one lane, and what comes between lanes.
@@ -310,32 +311,25 @@ impl Room {
     }
 
     fn evaluate(&mut self, state: &Arc<HeldState>) -> Result<v1::Evaluated, String> {
-        let data = DataPlane::open(&self.config, &self.cache_dir, Split::Validation)
-            .map_err(|e| e.to_string())?;
         if identity(&self.config).map_err(|e| e.to_string())? != self.identity {
             return Err("data.train or data.validation was replaced while the run trained".into());
         }
         let weights = self.weights(state)?;
-        let mut sum = v1::LaneReport::default();
-        let mut micro_batches = 0u32;
-        for batch in data.evaluation_batches() {
-            let batch = batch.map_err(|e| e.to_string())?;
-            let inputs = device_batch(std::iter::once(batch));
-            let reports = self.model.pretrain_evaluate(&weights, &inputs);
-            for one in &reports.map_err(|e| e.to_string())? {
-                add_report(&mut sum, one);
-                micro_batches += 1;
-            }
-        }
-        let mean = |total: f64, count: f64| if count > 0.0 { total / count } else { 0.0 };
-        let with_tokens = f64::from(micro_batches - sum.unmasked_micro_batches);
+        let model = Arc::clone(&self.model);
+        let evaluator = Evaluator::open(&self.config, &self.cache_dir, model, &weights);
+        let mut evaluator = evaluator.map_err(|e| e.to_string())?;
+        let evaluation = evaluator.evaluate().map_err(|e| e.to_string())?;
+        let figure = |name: &str| {
+            let mut figures = evaluation.figures.iter();
+            figures.find(|f| f.name == name).map_or(0.0, |f| f.value)
+        };
         Ok(v1::Evaluated {
             step: state.step(),
-            mlm_loss: mean(sum.mlm_loss, with_tokens),
-            mlm_accuracy: mean(sum.mlm_correct as f64, sum.mlm_masked as f64),
-            itm_loss: mean(sum.itm_loss, f64::from(micro_batches)),
-            itm_accuracy: mean(sum.itm_correct as f64, sum.pairs as f64),
-            pairs: sum.pairs,
+            mlm_loss: figure("mlm_loss"),
+            mlm_accuracy: figure("mlm_accuracy"),
+            itm_loss: figure("itm_loss"),
+            itm_accuracy: figure("itm_accuracy"),
+            pairs: evaluator.work().pairs,
             error: String::new(),
         })
     }

@@ -193,7 +193,7 @@ impl ManagerTower {
     /// all of them.
     ///
     /// # Errors
-    /// As [`ManagerTower::encode_texts`]; [`ModelError::Range`] for a row that does not exist.
+    /// As [`ManagerTower::pair_logits`].
     pub fn match_logits(
         &self,
         weights: &Weights,
@@ -201,6 +201,21 @@ impl ManagerTower {
         images: &EncodedImages,
         pairs: &[(usize, usize)],
     ) -> Result<Vec<f32>, ModelError> {
+        let logits = self.pair_logits(weights, texts, images, pairs)?;
+        Ok(logits.into_iter().map(|[_, matches]| matches).collect())
+    }
+
+    /// The logits of "no match" and "match" of every pair, likewise.
+    ///
+    /// # Errors
+    /// As [`ManagerTower::encode_texts`]; [`ModelError::Range`] for a row that does not exist.
+    pub fn pair_logits(
+        &self,
+        weights: &Weights,
+        texts: &EncodedTexts,
+        images: &EncodedImages,
+        pairs: &[(usize, usize)],
+    ) -> Result<Vec<[f32; 2]>, ModelError> {
         let (_, itm) = self.matching()?;
         if pairs.is_empty() {
             return expect("pairs", 1, 0).map(|()| Vec::new());
@@ -221,7 +236,7 @@ impl ManagerTower {
         let mask = score_mask(&pass, &mask, pairs.len());
         let features = self.fused_features(&mut pass, experts, &mask)?;
         let logits = read(itm.forward(&pass, features), "match logits")?;
-        Ok(logits.chunks(2).map(|logits| logits[1]).collect())
+        Ok(logits.chunks(2).map(|logits| [logits[0], logits[1]]).collect())
     }
 }
 
