@@ -10,7 +10,6 @@ use crate::draws::Draws;
 use crate::error::ModelError;
 use crate::heads::Heads;
 use crate::loss::{GroupLoss, binary_cross_entropy, cross_entropy};
-use crate::pass::Pass;
 use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::{Weights, read};
 
