@@ -64,9 +64,9 @@ impl TrainedArguments {
         let (config, parameters, step, origin) = match (&self.run, &self.weights) {
             (Some(run), _) => self.of_run(run, &settings).await?,
             (None, Some(file)) => self.of_file(file, settings).await?,
-            (None, None) => bail!(
-                "which model? give --run ROOT, or --weights FILE with --config RUN.toml"
-            ),
+            (None, None) => {
+                bail!("which model? give --run ROOT, or --weights FILE with --config RUN.toml")
+            }
         };
         let trained = move || {
             let device = open_device(&config.run.device)?.without_autodiff();
@@ -101,7 +101,12 @@ impl TrainedArguments {
         };
         let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
         let (step, parameters) = checkpoint_parameters(&root, &model, step).await?;
-        Ok((config, parameters, Some(step), format!("{run} at step {step}")))
+        Ok((
+            config,
+            parameters,
+            Some(step),
+            format!("{run} at step {step}"),
+        ))
     }
 
     async fn of_file(
@@ -109,7 +114,10 @@ impl TrainedArguments {
         file: &str,
         settings: Vec<String>,
     ) -> anyhow::Result<(ValidConfig, Vec<f32>, Option<u64>, String)> {
-        let run_file = self.config.as_ref().context("--config: name the run file")?;
+        let run_file = self
+            .config
+            .as_ref()
+            .context("--config: name the run file")?;
         let settings = with_files(settings, &[file.to_owned()], &[]);
         let config = belfry_configs::load(run_file, &settings)?;
         let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
@@ -168,7 +176,11 @@ async fn best_step(root: &Root, figure: &str) -> anyhow::Result<u64> {
         let evaluation: Value = serde_json::from_slice(&bytes)
             .with_context(|| format!("{root}/{}", evaluation_file(step)))?;
         let numbers = evaluation.as_object().into_iter().flatten();
-        known.extend(numbers.filter(|(_, v)| v.is_f64()).map(|(name, _)| name.clone()));
+        known.extend(
+            numbers
+                .filter(|(_, v)| v.is_f64())
+                .map(|(name, _)| name.clone()),
+        );
         judged.extend(evaluation[figure].as_f64().map(|value| (step, value)));
     }
     best_of(&judged, figure).with_context(|| {

@@ -67,11 +67,15 @@ fn answer(arguments: &AskArguments, trained: &Trained) -> anyhow::Result<()> {
     let score = |logit: f32| 1.0 / (1.0 + (-f64::from(logit)).exp());
     if arguments.json {
         let all = likeliest.iter();
-        let all = all.map(|(class, logit)| json!({"answer": names[*class], "score": score(*logit)}));
+        let all =
+            all.map(|(class, logit)| json!({"answer": names[*class], "score": score(*logit)}));
         let answers: Vec<Value> = all.collect();
-        println!("{}", json!({
-            "model": trained.origin, "question": arguments.question, "answers": answers,
-        }));
+        println!(
+            "{}",
+            json!({
+                "model": trained.origin, "question": arguments.question, "answers": answers,
+            })
+        );
         return Ok(());
     }
     for (class, logit) in likeliest {

@@ -108,12 +108,20 @@ fn image_files(folder: &Path) -> anyhow::Result<Vec<String>> {
     let entries = std::fs::read_dir(folder);
     for entry in entries.with_context(|| format!("--index {}", folder.display()))? {
         let path = entry?.path();
-        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let is_image = IMAGES.iter().any(|image| ending.eq_ignore_ascii_case(image));
+        let ending = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default();
+        let is_image = IMAGES
+            .iter()
+            .any(|image| ending.eq_ignore_ascii_case(image));
         if let (true, Some(name)) = (is_image, path.file_name().and_then(|n| n.to_str())) {
             names.push(name.to_owned());
         }
-        ensure!(names.len() <= FILES_MAX, "--index: more than {FILES_MAX} images");
+        ensure!(
+            names.len() <= FILES_MAX,
+            "--index: more than {FILES_MAX} images"
+        );
     }
     names.sort();
     Ok(names)
@@ -149,7 +157,11 @@ impl Making<'_> {
                 let bytes = std::fs::read(&path);
                 let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
                 let hash = sha256(&bytes);
-                let known = self.before.images.get(&hash).filter(|hex| numbers(hex).is_some());
+                let known = self
+                    .before
+                    .images
+                    .get(&hash)
+                    .filter(|hex| numbers(hex).is_some());
                 if let Some(hex) = known {
                     self.after.images.insert(hash.clone(), hex.clone());
                 } else {
@@ -170,7 +182,10 @@ impl Making<'_> {
                 continue;
             }
             self.fresh += new.len();
-            let encoded = self.trained.model.encode_images(&self.trained.weights, &pixels)?;
+            let encoded = self
+                .trained
+                .model
+                .encode_images(&self.trained.weights, &pixels)?;
             let width = encoded.features().len() / new.len();
             for (hash, feature) in new.into_iter().zip(encoded.features().chunks(width)) {
                 self.after.images.insert(hash, hexadecimal(feature));
@@ -203,7 +218,11 @@ impl Making<'_> {
             let captions = shard_tools::pair::captions(&text);
             let captions =
                 captions.map_err(|reason| anyhow::anyhow!("{}: {reason}", file.display()))?;
-            all.extend(captions.into_iter().map(|caption| (image.file.clone(), caption)));
+            all.extend(
+                captions
+                    .into_iter()
+                    .map(|caption| (image.file.clone(), caption)),
+            );
         }
         let known = |hex: &&String| numbers(hex).is_some();
         let mut new: Vec<&String> = Vec::new();
@@ -227,7 +246,11 @@ impl Making<'_> {
             }
         }
         let entry = |(file, caption): (String, String)| {
-            let feature = self.after.captions.get(&caption).and_then(|hex| numbers(hex));
+            let feature = self
+                .after
+                .captions
+                .get(&caption)
+                .and_then(|hex| numbers(hex));
             Entry {
                 file,
                 feature: feature.unwrap_or_default(),

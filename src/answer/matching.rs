@@ -45,7 +45,12 @@ fn score(arguments: &MatchArguments, trained: &Trained) -> anyhow::Result<()> {
         let texts = model.encode_texts(weights, &tokens.ids, &tokens.mask)?;
         let pairs: Vec<(usize, usize)> = (0..captions.len()).map(|text| (text, 0)).collect();
         let logits = model.pair_logits(weights, &texts, &image, &pairs)?;
-        scored.extend(captions.iter().zip(logits).map(|(c, l)| (c, probability(l))));
+        scored.extend(
+            captions
+                .iter()
+                .zip(logits)
+                .map(|(c, l)| (c, probability(l))),
+        );
     }
     scored.sort_by(|a, b| b.1.total_cmp(&a.1));
     if arguments.json {

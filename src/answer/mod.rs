@@ -66,7 +66,8 @@ impl<'a> Reader<'a> {
 
     /// Normalised pixels `[3, side, side]` of an image file.
     fn image(&self, file: &Path) -> anyhow::Result<Vec<f32>> {
-        let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let bytes =
+            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         self.pixels(&bytes)
             .map_err(|reason| anyhow::anyhow!("{}: {reason}", file.display()))
     }

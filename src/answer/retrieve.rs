@@ -66,9 +66,7 @@ fn search(arguments: &RetrieveArguments, trained: &Trained) -> anyhow::Result<()
             let tokens = reader.texts([query.as_str()])?;
             Asked::Text(model.encode_texts(weights, &tokens.ids, &tokens.mask)?)
         }
-        (None, Some(image)) => {
-            Asked::Image(model.encode_images(weights, &reader.image(image)?)?)
-        }
+        (None, Some(image)) => Asked::Image(model.encode_images(weights, &reader.image(image)?)?),
         (None, None) => bail!("--query or --image: what is looked for?"),
     };
     let index = Index::of(&arguments.index, trained, &reader)?;
@@ -111,7 +109,10 @@ fn found(
         Asked::Text(text) => text.features(),
         Asked::Image(image) => image.features(),
     };
-    let near: Vec<f32> = entries.iter().map(|e| similarity(&e.feature, feature)).collect();
+    let near: Vec<f32> = entries
+        .iter()
+        .map(|e| similarity(&e.feature, feature))
+        .collect();
     let nearest = best(&near, arguments.top.max(arguments.rerank));
     let result = |(place, similarity)| Result {
         place,
@@ -130,7 +131,9 @@ fn found(
     }
     found[..again].sort_by(|a, b| {
         let key = |r: &Result| r.matches.unwrap_or_default();
-        key(b).total_cmp(&key(a)).then(b.similarity.total_cmp(&a.similarity))
+        key(b)
+            .total_cmp(&key(a))
+            .then(b.similarity.total_cmp(&a.similarity))
     });
     found.truncate(arguments.top);
     Ok(found)
@@ -164,12 +167,7 @@ fn fused(
     }
 }
 
-fn print(
-    arguments: &RetrieveArguments,
-    trained: &Trained,
-    found: &[Result],
-    entries: &[Entry],
-) {
+fn print(arguments: &RetrieveArguments, trained: &Trained, found: &[Result], entries: &[Entry]) {
     if arguments.json {
         let result = |result: &Result| {
             let entry = &entries[result.place];
@@ -188,7 +186,9 @@ fn print(
     println!("{:>9}  {:>10}  found", "match", "similarity");
     for result in found {
         let entry = &entries[result.place];
-        let matches = result.matches.map_or("-".into(), |m| format!("{:.2} %", 100.0 * m));
+        let matches = result
+            .matches
+            .map_or("-".into(), |m| format!("{:.2} %", 100.0 * m));
         let name = match entry.caption.is_empty() {
             true => entry.file.clone(),
             false => format!("{} ({})", entry.caption, entry.file),

@@ -19,7 +19,10 @@ pub fn text(chosen: &[Chosen], answers: &[String]) -> anyhow::Result<String> {
     let mut all = Vec::with_capacity(chosen.len());
     for one in chosen {
         let id: u64 = one.id.parse().with_context(|| {
-            format!("question id `{}` is no number: pack the questions with --format vqav2", one.id)
+            format!(
+                "question id `{}` is no number: pack the questions with --format vqav2",
+                one.id
+            )
         })?;
         let answer = answers.get(one.class as usize);
         all.push((id, answer.map_or(UNKNOWN, String::as_str)));
@@ -46,7 +49,10 @@ pub fn check(text: &[u8], questions: Option<&BTreeSet<u64>>) -> anyhow::Result<u
     let mut seen = BTreeSet::new();
     for (place, one) in all.iter().enumerate() {
         let id = checked(one).with_context(|| format!("element {place}"))?;
-        ensure!(seen.insert(id), "element {place}: question {id} is answered twice");
+        ensure!(
+            seen.insert(id),
+            "element {place}: question {id} is answered twice"
+        );
         if questions.is_some_and(|questions| !questions.contains(&id)) {
             bail!("element {place}: question {id} is not one of the split");
         }
@@ -60,13 +66,20 @@ pub fn check(text: &[u8], questions: Option<&BTreeSet<u64>>) -> anyhow::Result<u
 
 fn checked(one: &Value) -> anyhow::Result<u64> {
     let fields = one.as_object().context("is no object")?;
-    if let Some(other) = fields.keys().find(|k| *k != "question_id" && *k != "answer") {
+    if let Some(other) = fields
+        .keys()
+        .find(|k| *k != "question_id" && *k != "answer")
+    {
         bail!("has a field `{other}`; there are question_id and answer only");
     }
     let id = fields.get("question_id").context("has no question_id")?;
-    let id = id.as_u64().with_context(|| format!("question_id {id} is no whole number"))?;
+    let id = id
+        .as_u64()
+        .with_context(|| format!("question_id {id} is no whole number"))?;
     let answer = fields.get("answer").context("has no answer")?;
-    let answer = answer.as_str().with_context(|| format!("answer {answer} is no text"))?;
+    let answer = answer
+        .as_str()
+        .with_context(|| format!("answer {answer} is no text"))?;
     ensure!(!answer.is_empty(), "the answer is empty");
     Ok(id)
 }
@@ -77,7 +90,9 @@ fn checked(one: &Value) -> anyhow::Result<u64> {
 /// What is not as published.
 pub fn questions(text: &[u8]) -> anyhow::Result<BTreeSet<u64>> {
     let file: Value = serde_json::from_slice(text).context("is not JSON")?;
-    let all = file["questions"].as_array().context("has no list `questions`")?;
+    let all = file["questions"]
+        .as_array()
+        .context("has no list `questions`")?;
     let id = |one: &Value| one["question_id"].as_u64();
     all.iter()
         .map(|one| id(one).context("has a question without a question_id"))
@@ -106,7 +121,10 @@ mod tests {
         );
         assert_eq!(text, expected);
         let questions = BTreeSet::from([7, 9, 262148002]);
-        assert_eq!(check(text.as_bytes(), Some(&questions)).expect("is right"), 3);
+        assert_eq!(
+            check(text.as_bytes(), Some(&questions)).expect("is right"),
+            3
+        );
         let told = super::text(&[chosen("x", 0)], &answers).expect_err("no number");
         assert!(told.to_string().contains('x'));
         assert!(super::text(&[chosen("7", 0), chosen("7", 1)], &answers).is_err());
@@ -143,7 +161,10 @@ mod tests {
     #[test]
     fn published_questions_are_read() {
         let file = br#"{"info":{},"questions":[{"question_id":5,"image_id":1,"question":"?"}]}"#;
-        assert_eq!(super::questions(file).expect("is as published"), BTreeSet::from([5]));
+        assert_eq!(
+            super::questions(file).expect("is as published"),
+            BTreeSet::from([5])
+        );
         assert!(super::questions(b"{}").is_err());
     }
 }

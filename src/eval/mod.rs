@@ -84,7 +84,9 @@ pub async fn eval(arguments: EvalArguments) -> anyhow::Result<()> {
         workers::follow_parent();
     }
     let data = arguments.data.iter();
-    let more: Vec<String> = data.map(|data| format!("data.validation={data:?}")).collect();
+    let more: Vec<String> = data
+        .map(|data| format!("data.validation={data:?}"))
+        .collect();
     let trained = arguments.trained.open(&more).await?;
     let judging = move || judge(&arguments, &trained);
     tokio::task::spawn_blocking(judging).await?
@@ -103,7 +105,10 @@ fn check_evalai(file: &Path, questions: Option<&Path>) -> anyhow::Result<()> {
     };
     let checked = evalai::check(&read(file)?, questions.as_ref());
     let count = checked.with_context(|| file.display().to_string())?;
-    println!("{}: {count} answers, as the server takes them", file.display());
+    println!(
+        "{}: {count} answers, as the server takes them",
+        file.display()
+    );
     Ok(())
 }
 
@@ -179,8 +184,16 @@ fn work(
     let folder = encoded_folder(&places.to);
     let together = Together {
         folder: &folder,
-        share: if arguments.together { share.place() } else { (0, 1) },
-        patience: if arguments.together { PATIENCE } else { Duration::ZERO },
+        share: if arguments.together {
+            share.place()
+        } else {
+            (0, 1)
+        },
+        patience: if arguments.together {
+            PATIENCE
+        } else {
+            Duration::ZERO
+        },
     };
     // Shares of other machines would fill their folder for nobody.
     let shared = arguments.together.then_some(&together);
@@ -236,10 +249,7 @@ fn tally_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Findings of an evaluation in some files; those of others are passed over.
-fn all_found(
-    files: &[PathBuf],
-    identity: &Identity,
-) -> anyhow::Result<BTreeMap<u64, Finding>> {
+fn all_found(files: &[PathBuf], identity: &Identity) -> anyhow::Result<BTreeMap<u64, Finding>> {
     let mut all = BTreeMap::new();
     for file in files {
         // A file that a crash left without its first line holds nothing.

@@ -45,7 +45,13 @@ pub fn joined(arguments: &EvalArguments) -> anyhow::Result<()> {
     }
     let findings: Vec<Finding> = findings.into_values().collect();
     let given = || answers(arguments.answers.as_deref(), None);
-    concluded(arguments, &identity, &findings, EncoderRuns::default(), given)
+    concluded(
+        arguments,
+        &identity,
+        &findings,
+        EncoderRuns::default(),
+        given,
+    )
 }
 
 fn difference(one: &Identity, other: &Identity) -> &'static str {
@@ -68,13 +74,18 @@ pub fn answers(
     if let Some(file) = given {
         let text = std::fs::read(file).with_context(|| format!("--answers {}", file.display()))?;
         let answers = serde_json::from_slice(&text);
-        let answers = answers.with_context(|| format!("--answers {}: no list of texts", file.display()))?;
+        let answers =
+            answers.with_context(|| format!("--answers {}: no list of texts", file.display()))?;
         return Ok(Some(answers));
     }
     let Some(config) = config else {
         return Ok(None);
     };
-    let mut paths = config.data.validation.paths().chain(config.data.train.paths());
+    let mut paths = config
+        .data
+        .validation
+        .paths()
+        .chain(config.data.train.paths());
     let path = paths.next().context("no data")?;
     Ok(Some(belfry_data::answers(path)?))
 }
@@ -89,9 +100,12 @@ pub fn unfinished(
     if !arguments.json {
         eprintln!("{done} of {units} units of work are done; the figures come with the last share");
     }
-    println!("{}", json!({
-        "share": share, "done": done, "units": units, "encoder_runs": counted(runs),
-    }));
+    println!(
+        "{}",
+        json!({
+            "share": share, "done": done, "units": units, "encoder_runs": counted(runs),
+        })
+    );
     Ok(())
 }
 
@@ -145,16 +159,27 @@ fn counted(runs: EncoderRuns) -> Value {
 
 fn table(figures: &[Figure], identity: &Identity) -> String {
     let work = &identity.work;
-    let state = identity.step.map_or(String::new(), |step| format!(" at step {step}"));
+    let state = identity
+        .step
+        .map_or(String::new(), |step| format!(" at step {step}"));
     let mut text = format!("{}{state}, {} pairs\n", task_name(work.task), work.pairs);
     if figures.is_empty() {
         text.push_str("  nothing to compare with: the data hold no labels\n");
     }
-    let width = figures.iter().map(|f| f.name.len()).max().unwrap_or_default();
+    let width = figures
+        .iter()
+        .map(|f| f.name.len())
+        .max()
+        .unwrap_or_default();
     for figure in figures {
         let _ = match figure.name.contains("loss") {
             true => writeln!(text, "  {:<width$}  {:>9.4}", figure.name, figure.value),
-            false => writeln!(text, "  {:<width$}  {:>8.2} %", figure.name, 100.0 * figure.value),
+            false => writeln!(
+                text,
+                "  {:<width$}  {:>8.2} %",
+                figure.name,
+                100.0 * figure.value
+            ),
         };
     }
     text

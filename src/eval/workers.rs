@@ -31,7 +31,9 @@ pub fn run(
         let mut command = Command::new(&program);
         command.args(child_arguments(arguments, trained.step, (share, places)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        command.spawn().context("cannot start a process of the evaluation")
+        command
+            .spawn()
+            .context("cannot start a process of the evaluation")
     };
     let mut children = Family(Vec::new());
     for number in 1..=arguments.workers {
@@ -62,7 +64,10 @@ fn lines(places: &Places) -> u64 {
     let files = tally_files(&places.to).unwrap_or_default();
     let lines = files.iter().map(|file| {
         let text = std::fs::read(file).unwrap_or_default();
-        text.iter().filter(|byte| **byte == b'\n').count().saturating_sub(1) as u64
+        text.iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+            .saturating_sub(1) as u64
     });
     lines.sum()
 }

@@ -14,12 +14,9 @@ use std::time::Instant;
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, ValidConfig};
 use belfry_data::{
-    DataError, DataPlane, DatasetIdentity, HostBatch, Quarantine, Split, identities, pairs_digest,
+    DataError, DataPlane, DatasetIdentity, Quarantine, Split, identities, pairs_digest,
 };
-use belfry_model::{
-    Device, Draws, GradientSum, ManagerTower, MicroBatchReport, ModelError, PretrainBatch,
-    PretrainReports, Weights,
-};
+use belfry_model::{Device, GradientSum, ManagerTower, ModelError, Weights};
 use belfry_proto::{Digest, v1};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
@@ -27,8 +24,9 @@ use tokio::sync::oneshot;
 use crate::core::{Event, LateReports};
 use crate::device;
 use crate::error::WorkerError;
-use crate::evaluate::Evaluator;
+use crate::evaluate::{Evaluator, Figure};
 use crate::held::{HeldState, Place, StepWeights};
+use crate::task::{DeviceBatch, Keys, Reports};
 
 /// Jobs that may wait for the compute thread: one lane, and what comes between lanes.
 const JOBS_MAX: usize = 8;
@@ -151,7 +149,7 @@ struct Room {
 struct Waiting {
     step: u64,
     begun: Option<Instant>,
-    unread: BTreeMap<u32, (v1::LaneReport, Vec<PretrainReports>)>,
+    unread: BTreeMap<u32, (v1::LaneReport, Vec<Reports>)>,
     read: BTreeMap<u32, v1::LaneReport>,
 }
 
@@ -239,9 +237,10 @@ impl Room {
             }
         };
         let weights = self.weights(state)?;
-        let root = Key::new(self.config.run.seed, Purpose::Dropout)
-            .with(step)
-            .with(u64::from(lane));
+        let root = |purpose| {
+            let root = Key::new(self.config.run.seed, purpose);
+            root.with(step).with(u64::from(lane))
+        };
         let mut sum = GradientSum::new(&weights);
         let mut report = v1::LaneReport {
             lane,
@@ -250,19 +249,24 @@ impl Room {
         let mut reports = Vec::new();
         let group = self.config.batch.device_batch as usize;
         let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
+        report.pairs = ids.clone().count() as u64;
         report.pairs_digest = Digest(pairs_digest(ids)).to_bytes();
         report.substituted = self.substituted(step, lane, quarantine);
         let mut batches = batches.into_iter();
         for first in (0..self.config.micro_batches_per_lane() as usize).step_by(group) {
-            let keys: Vec<Key> = (first..first + group)
-                .map(|i| root.with(i as u64))
-                .collect();
-            let inputs = device_batch(batches.by_ref().take(group));
-            let target = (&mut sum).into();
-            let step = self
-                .model
-                .pretrain_step(&weights, &inputs, Draws::Keys(&keys), target);
-            reports.push(step.map_err(|e| at(&e))?);
+            let keys = |purpose| -> Vec<Key> {
+                let micro_batches = first..first + group;
+                micro_batches
+                    .map(|i| root(purpose).with(i as u64))
+                    .collect()
+            };
+            let keys = Keys {
+                draws: &keys(Purpose::Dropout),
+                negatives: &keys(Purpose::Negatives),
+            };
+            let batch = DeviceBatch::new(self.config.model.task, batches.by_ref().take(group));
+            let report = batch.gradient(&self.model, &weights, keys, (&mut sum).into());
+            reports.push(report.map_err(|e| at(&e))?);
         }
         let mut seconds = 0.0;
         if weights.on_host() {
@@ -319,16 +323,10 @@ impl Room {
         let evaluator = Evaluator::open(&self.config, &self.cache_dir, model, &weights);
         let mut evaluator = evaluator.map_err(|e| e.to_string())?;
         let evaluation = evaluator.evaluate().map_err(|e| e.to_string())?;
-        let figure = |name: &str| {
-            let mut figures = evaluation.figures.iter();
-            figures.find(|f| f.name == name).map_or(0.0, |f| f.value)
-        };
+        let figure = |Figure { name, value }| v1::Figure { name, value };
         Ok(v1::Evaluated {
             step: state.step(),
-            mlm_loss: figure("mlm_loss"),
-            mlm_accuracy: figure("mlm_accuracy"),
-            itm_loss: figure("itm_loss"),
-            itm_accuracy: figure("itm_accuracy"),
+            figures: evaluation.figures.into_iter().map(figure).collect(),
             pairs: evaluator.work().pairs,
             error: String::new(),
         })
@@ -349,50 +347,9 @@ fn identity(config: &ValidConfig) -> Result<Vec<v1::Dataset>, WorkerError> {
 }
 
 /// Adds what the device says of a lane's device batches, in their order.
-fn read_reports(
-    report: &mut v1::LaneReport,
-    parts: Vec<PretrainReports>,
-) -> Result<(), ModelError> {
+fn read_reports(report: &mut v1::LaneReport, parts: Vec<Reports>) -> Result<(), ModelError> {
     for part in parts {
-        for one in &part.read()? {
-            add_report(report, one);
-        }
+        part.add_to(&mut report.objectives)?;
     }
     Ok(())
-}
-
-fn add_report(sum: &mut v1::LaneReport, one: &MicroBatchReport) {
-    sum.mlm_loss += one.mlm_loss;
-    sum.itm_loss += one.itm_loss;
-    sum.mlm_masked += u64::from(one.mlm_masked);
-    sum.mlm_correct += u64::from(one.mlm_correct);
-    sum.itm_correct += u64::from(one.itm_correct);
-    sum.pairs += u64::from(one.pairs);
-    sum.unmasked_micro_batches += u32::from(one.mlm_masked == 0);
-}
-
-/// Micro-batches side by side in one forward pass. The first one's vectors are taken as they are.
-pub(crate) fn device_batch(batches: impl Iterator<Item = HostBatch>) -> PretrainBatch {
-    let mut inputs = PretrainBatch::default();
-    for batch in batches {
-        inputs.micro_batches += 1;
-        (inputs.pairs, inputs.text_len) = (batch.pairs, batch.text_len);
-        batch.itm_images(&mut inputs.itm_images);
-        join(&mut inputs.ids, batch.ids);
-        join(&mut inputs.masked_ids, batch.masked_ids);
-        join(&mut inputs.mlm_labels, batch.mlm_labels);
-        let mask = batch.text_mask.into_iter();
-        inputs.text_mask.extend(mask.map(f32::from));
-        join(&mut inputs.images, batch.images);
-        join(&mut inputs.itm_labels, batch.itm_labels);
-    }
-    inputs
-}
-
-fn join<T>(all: &mut Vec<T>, mut more: Vec<T>) {
-    if all.is_empty() {
-        *all = more;
-    } else {
-        all.append(&mut more);
-    }
 }

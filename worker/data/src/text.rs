@@ -248,7 +248,10 @@ mod tests {
         assert_eq!(short.expect("fits"), [0, 31414, 232, 2, 1, 1]);
         let cut = text.whole("Hello world, this is long");
         let cut = cut.expect_err("would be cut").to_string();
-        assert!(cut.contains("8 tokens") && cut.contains("data.text_len"), "{cut}");
+        assert!(
+            cut.contains("8 tokens") && cut.contains("data.text_len"),
+            "{cut}"
+        );
         let told = |refused: Result<Text, DataError>| refused.err().expect("refused").to_string();
         assert!(told(Text::open(&file, 6, 1000)).contains("model.text.vocab: 1000 rows"));
         assert!(told(Text::open(&file, 1, 50265)).contains("data.text_len"));

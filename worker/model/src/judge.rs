@@ -104,7 +104,11 @@ pub fn judge_rows(
         loss: loss.mean,
         score: loss.score,
     };
-    Ok(logits.chunks(classes.max(1)).zip(losses).map(judged).collect())
+    Ok(logits
+        .chunks(classes.max(1))
+        .zip(losses)
+        .map(judged)
+        .collect())
 }
 
 /// The `count` largest of `logits` with their classes, best first, ties to the lower class.

@@ -236,7 +236,10 @@ impl ManagerTower {
         let mask = score_mask(&pass, &mask, pairs.len());
         let features = self.fused_features(&mut pass, experts, &mask)?;
         let logits = read(itm.forward(&pass, features), "match logits")?;
-        Ok(logits.chunks(2).map(|logits| [logits[0], logits[1]]).collect())
+        Ok(logits
+            .chunks(2)
+            .map(|logits| [logits[0], logits[1]])
+            .collect())
     }
 }
 
@@ -256,7 +259,11 @@ impl Encoded {
         })
     }
 
-    fn from_host(weights: &Weights, shape: [usize; 3], rows: &[&[f32]]) -> Result<Self, ModelError> {
+    fn from_host(
+        weights: &Weights,
+        shape: [usize; 3],
+        rows: &[&[f32]],
+    ) -> Result<Self, ModelError> {
         let [experts, length, width] = shape;
         let size = length * width;
         for row in rows {

@@ -7,12 +7,12 @@ use std::ops::Range;
 
 use belfry_configs::{Task, ValidConfig};
 use belfry_data::{About, DataPlane, HostBatch, Targets};
-use belfry_model::{ClassifyBatch, Labels, ManagerTower, Weights, judge_rows};
+use belfry_model::{ManagerTower, Weights, judge_rows};
 use serde::{Deserialize, Serialize};
 
 use super::tally::{Part, Tally};
 use crate::error::WorkerError;
-use crate::train_step::device_batch;
+use crate::task::DeviceBatch;
 
 /// What a classifier chose for a pair that its publisher has an id for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,9 +69,12 @@ impl Judge<'_> {
     }
 
     fn pretraining(&self, batch: HostBatch) -> Result<Tally, WorkerError> {
-        let inputs = device_batch(std::iter::once(batch));
+        let batch = DeviceBatch::new(self.config.model.task, std::iter::once(batch));
+        let DeviceBatch::Pretrain(batch) = batch else {
+            return Err(self.other_task());
+        };
         let mut tally = Tally::default();
-        for one in self.model.pretrain_evaluate(self.weights, &inputs)? {
+        for one in self.model.pretrain_evaluate(self.weights, &batch)? {
             let words = tally.sum("mlm", 0);
             if one.mlm_masked > 0 {
                 words.add_loss(one.mlm_loss);
@@ -89,16 +92,14 @@ impl Judge<'_> {
         batch: HostBatch,
         about: &[About],
     ) -> Result<(Tally, Vec<Chosen>), WorkerError> {
-        let objective = objectives(self.config.model.task).first();
-        let Some((objective, classes)) = objective.zip(self.model.classes()) else {
-            let task = self.config.model.task;
-            let reason = format!("pairs of {task:?} are not judged one by one");
-            return Err(WorkerError::Internal(reason));
-        };
         let scored = scored(&batch.targets, batch.pairs);
-        let inputs = classify_batch(batch, classes);
-        let logits = self.model.classify_logits(self.weights, &inputs)?;
-        let judged = judge_rows(&logits, classes, &inputs.labels)?;
+        let batch = DeviceBatch::new(self.config.model.task, std::iter::once(batch));
+        let DeviceBatch::Classify(objective, batch) = batch else {
+            return Err(self.other_task());
+        };
+        let classes = self.model.classes().unwrap_or_default();
+        let logits = self.model.classify_logits(self.weights, &batch)?;
+        let judged = judge_rows(&logits, classes, &batch.labels)?;
         let mut tally = Tally::default();
         let mut chosen = Vec::new();
         for ((row, about), scored) in judged.iter().zip(about).zip(scored) {
@@ -117,6 +118,11 @@ impl Judge<'_> {
         Ok((tally, chosen))
     }
 
+    fn other_task(&self) -> WorkerError {
+        let task = self.config.model.task;
+        WorkerError::Internal(format!("pairs of {task:?} are not judged one by one"))
+    }
+
     fn part(&self, about: &About) -> u32 {
         let mut parts = self.parts.iter();
         let found = parts.position(|p| (p.dataset, p.source) == (about.dataset, about.source));
@@ -132,55 +138,16 @@ fn scored(targets: &Targets, rows: usize) -> Vec<bool> {
     }
 }
 
-/// One micro-batch for a classifier of so many classes.
-fn classify_batch(batch: HostBatch, classes: usize) -> ClassifyBatch {
-    let labels = match batch.targets {
-        Targets::Scores { rows, .. } => {
-            let mut scores = vec![0.0; rows.len() * classes];
-            for (row, answers) in rows.into_iter().enumerate() {
-                for (class, score) in answers {
-                    scores[row * classes + class as usize] = score;
-                }
-            }
-            Labels::Scores(scores)
-        }
-        Targets::Classes(labels) => Labels::Classes(labels),
-        Targets::None => Labels::Classes(Vec::new()),
-    };
-    let mut images = vec![batch.images];
-    if !batch.second_images.is_empty() {
-        images.push(batch.second_images);
-    }
-    ClassifyBatch {
-        micro_batches: 1,
-        pairs: batch.pairs,
-        text_len: batch.text_len,
-        ids: batch.ids,
-        text_mask: batch.text_mask.into_iter().map(f32::from).collect(),
-        images,
-        labels,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn soft_scores_stand_at_their_answers_and_test_questions_are_not_scored() {
+    fn test_questions_are_not_scored() {
         let targets = Targets::Scores {
             answers: 4,
             rows: vec![vec![(2, 0.3), (0, 1.0)], vec![]],
         };
         assert_eq!(scored(&targets, 2), [true, false]);
-        let batch = HostBatch {
-            pairs: 2,
-            targets,
-            ..HostBatch::default()
-        };
-        let batch = classify_batch(batch, 4);
-        let expected = [1.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0];
-        assert_eq!(batch.labels, Labels::Scores(expected.to_vec()));
-        assert_eq!(batch.images.len(), 1);
     }
 }

@@ -46,7 +46,10 @@ enum Folder {
     /// Of processes that evaluate together.
     Shared(PathBuf),
     /// Made in this folder when memory is full.
-    Temporary { within: PathBuf, made: Option<TempDir> },
+    Temporary {
+        within: PathBuf,
+        made: Option<TempDir>,
+    },
 }
 
 struct Chunk {
@@ -58,7 +61,10 @@ struct Chunk {
 enum Kept {
     Memory(Vec<Vec<f32>>),
     /// Experts of row r begin `first + r * bytes of a row` into it.
-    File { file: File, first: u64 },
+    File {
+        file: File,
+        first: u64,
+    },
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -111,7 +117,12 @@ impl ExpertStore {
     /// # Errors
     /// [`WorkerError::Scratch`] naming the file.
     pub fn keep(&mut self, number: usize, encoded: Encoded) -> Result<(), WorkerError> {
-        let bytes: u64 = encoded.experts.rows.iter().map(|r| 4 * r.len() as u64).sum();
+        let bytes: u64 = encoded
+            .experts
+            .rows
+            .iter()
+            .map(|r| 4 * r.len() as u64)
+            .sum();
         let room = self.bytes + bytes <= self.bytes_max;
         let shared = matches!(self.folder, Folder::Shared(_));
         if shared || !room {
@@ -211,10 +222,14 @@ impl ExpertStore {
             Folder::Temporary { within, made } => {
                 if made.is_none() {
                     std::fs::create_dir_all(&*within).map_err(failed(within))?;
-                    let new = tempfile::Builder::new().prefix("experts-").tempdir_in(&*within);
+                    let new = tempfile::Builder::new()
+                        .prefix("experts-")
+                        .tempdir_in(&*within);
                     *made = Some(new.map_err(failed(within))?);
                 }
-                made.as_ref().map(|made| made.path().to_owned()).unwrap_or_default()
+                made.as_ref()
+                    .map(|made| made.path().to_owned())
+                    .unwrap_or_default()
             }
         };
         Ok(folder.join(file_name(self.side, number)))
@@ -323,10 +338,16 @@ mod tests {
             assert_eq!(store.features().len(), 10);
             for row in 0..5 {
                 let expected = &encoded(row / 2, 2).experts.rows[row % 2];
-                assert_eq!(*store.row(row).expect("is there"), expected[..], "{bytes_max}");
+                assert_eq!(
+                    *store.row(row).expect("is there"),
+                    expected[..],
+                    "{bytes_max}"
+                );
             }
         }
-        let left = std::fs::read_dir(folder.path()).expect("is a folder").count();
+        let left = std::fs::read_dir(folder.path())
+            .expect("is a folder")
+            .count();
         assert_eq!(left, 0, "temporary files go");
     }
 
@@ -343,9 +364,15 @@ mod tests {
             for chunk in 0..3 {
                 assert!(!other.has(chunk) && other.take(chunk).expect("is read"));
             }
-            assert_eq!(*other.row(4).expect("is there"), encoded(2, 1).experts.rows[0][..]);
+            assert_eq!(
+                *other.row(4).expect("is there"),
+                encoded(2, 1).experts.rows[0][..]
+            );
         }
-        assert!(!open("you", 0).take(0).expect("is read"), "of other weights");
+        assert!(
+            !open("you", 0).take(0).expect("is read"),
+            "of other weights"
+        );
         let file = folder.path().join("images-000001.f32");
         let mut bytes = std::fs::read(&file).expect("is there");
         bytes[HEADER_BYTES + 9] ^= 1;

@@ -169,7 +169,9 @@ impl Evaluator {
             settings: &self.config.eval,
         };
         let scored = retrieval.query(&encoder, sides, unit as usize)?;
-        let scored = scored.into_iter().map(|(other, logit)| (other, logit.to_bits()));
+        let scored = scored
+            .into_iter()
+            .map(|(other, logit)| (other, logit.to_bits()));
         Ok(Finding::Query {
             scored: scored.collect(),
         })
@@ -188,7 +190,10 @@ impl Evaluator {
 
     /// How often this process ran a uni-modal encoder for a ranking.
     pub fn encoder_runs(&self) -> EncoderRuns {
-        let sides = self.retrieval.as_ref().and_then(|(_, sides)| sides.as_ref());
+        let sides = self
+            .retrieval
+            .as_ref()
+            .and_then(|(_, sides)| sides.as_ref());
         sides.map_or(EncoderRuns::default(), |sides| sides.runs)
     }
 }

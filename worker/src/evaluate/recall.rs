@@ -85,9 +85,7 @@ impl Scores {
 /// How many come before element `own`: larger ones, and equal ones of a lower index.
 fn place(scores: impl Iterator<Item = f32> + Clone, own: usize) -> usize {
     let mine = scores.clone().nth(own).unwrap_or(UNSCORED);
-    let before = |(index, score): &(usize, f32)| {
-        *score > mine || (*score == mine && *index < own)
-    };
+    let before = |(index, score): &(usize, f32)| *score > mine || (*score == mine && *index < own);
     scores.enumerate().filter(before).count()
 }
 

@@ -149,11 +149,10 @@ impl Retrieval {
         let rows = number * size..((number + 1) * size).min(self.image_of_text.len());
         let tokens = rows.start * self.text_len..rows.end * self.text_len;
         let (ids, mask) = (&self.texts.ids, &self.texts.text_mask);
-        let encoded = encoder.model.encode_texts(
-            encoder.weights,
-            &ids[tokens.clone()],
-            &mask[tokens],
-        )?;
+        let encoded =
+            encoder
+                .model
+                .encode_texts(encoder.weights, &ids[tokens.clone()], &mask[tokens])?;
         *runs += rows.len() as u64;
         Ok(Encoded {
             features: encoded.features().to_vec(),
@@ -211,7 +210,11 @@ impl Retrieval {
             scored.extend(others.iter().zip(logits).map(|(o, l)| (*o as u32, l)));
         }
         if let Some((other, _)) = scored.iter().find(|(_, logit)| !logit.is_finite()) {
-            let (asking, asked) = if of_image { ("image", "text") } else { ("text", "image") };
+            let (asking, asked) = if of_image {
+                ("image", "text")
+            } else {
+                ("text", "image")
+            };
             return Err(WorkerError::Evaluation(format!(
                 "the match logit of {asking} {own} and {asked} {other} is no finite number: these \
                  weights cannot be ranked"
@@ -235,7 +238,9 @@ impl Retrieval {
         let (text_rows, image_rows) = (rows(&sides.texts, texts)?, rows(&sides.images, images)?);
         let text_rows: Vec<&[f32]> = text_rows.iter().map(|row| &**row).collect();
         let image_rows: Vec<&[f32]> = image_rows.iter().map(|row| &**row).collect();
-        let mask = texts.iter().map(|t| &self.texts.text_mask[t * self.text_len..][..self.text_len]);
+        let mask = texts
+            .iter()
+            .map(|t| &self.texts.text_mask[t * self.text_len..][..self.text_len]);
         let mask: Vec<f32> = mask.flatten().copied().collect();
         let (model, weights) = (encoder.model, encoder.weights);
         let of_texts = (sides.texts.shape(), &text_rows[..]);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use belfry_proto::objective;
 use serde::{Deserialize, Serialize};
 
 /// Scores are counted in millionths: a soft score of VQA is a multiple of 0.1, packed as f32.
@@ -159,10 +160,12 @@ fn push(figures: &mut Vec<Figure>, objective: &str, part: &str, sum: &Sum) {
     if sum.losses == 0 && sum.scored == 0 {
         return;
     }
-    let right = if objective == "vqa" { "score" } else { "accuracy" };
-    for (name, value) in [("loss", sum.mean_loss()), (right, sum.mean_score())] {
+    for (name, value) in [
+        (objective::loss_key(objective), sum.mean_loss()),
+        (objective::accuracy_key(objective), sum.mean_score()),
+    ] {
         figures.push(Figure {
-            name: format!("{objective}_{name}{part}"),
+            name: format!("{name}{part}"),
             value,
         });
     }

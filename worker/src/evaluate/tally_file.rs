@@ -66,7 +66,11 @@ pub fn settings_sha256(config: &ValidConfig) -> String {
         &data,
         &config.precision,
         &eval,
-        (config.run.seed, &config.run.device, config.batch.micro_batch),
+        (
+            config.run.seed,
+            &config.run.device,
+            config.batch.micro_batch,
+        ),
     );
     let text = serde_json::to_vec(&decides).unwrap_or_default();
     shard_tools::manifest::sha256(&text)
@@ -118,7 +122,11 @@ impl TallyFile {
                 kept += line.len();
             }
         }
-        let opened = OpenOptions::new().create(true).write(true).truncate(false).open(path);
+        let opened = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(path);
         let mut file = opened.map_err(failed)?;
         file.set_len(kept as u64).map_err(failed)?;
         std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(failed)?;
@@ -244,7 +252,8 @@ mod tests {
         let path = folder.path().join("tally.jsonl");
         let mut file = TallyFile::open(&path, &identity("w")).expect("is made");
         for unit in [0, 3] {
-            file.append(unit, &finding(0.1 * unit as f64)).expect("is written");
+            file.append(unit, &finding(0.1 * unit as f64))
+                .expect("is written");
         }
         drop(file);
         let whole = std::fs::read(&path).expect("is there");

@@ -54,7 +54,8 @@ async fn stored(path: &str, manifest: &Manifest) -> Result<Vec<String>, DataErro
         let reason = "its sha256 is not the manifest's; pack it again";
         return Err(wrong(path, reason));
     }
-    serde_json::from_slice(&bytes).map_err(|e| wrong(path, format!("is not a list of answers: {e}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|e| wrong(path, format!("is not a list of answers: {e}")))
 }
 
 fn waiting<T>(

@@ -116,7 +116,9 @@ impl DataPlane {
         let held = inner.reading.hold(wanted.iter().map(PairRef::shard_ref))?;
         let read = |pair: &PairRef| {
             let pair_of_shard = Nth::OfAll(pair.pair);
-            inner.reading.image_of(pair.shard_ref(), pair_of_shard, &held)
+            inner
+                .reading
+                .image_of(pair.shard_ref(), pair_of_shard, &held)
         };
         let how = inner.assembly.how;
         let fixed = Key::new(inner.assembly.seed, Purpose::Augment);

@@ -119,12 +119,7 @@ impl Reading {
     }
 
     /// The pair without its images, and the first pair of its sample.
-    pub fn text(
-        &self,
-        shard: ShardRef,
-        pair: u32,
-        held: &Held,
-    ) -> Result<(Pair, u32), DataError> {
+    pub fn text(&self, shard: ShardRef, pair: u32, held: &Held) -> Result<(Pair, u32), DataError> {
         let index = self.index(shard)?;
         let (sample, nth) = index.sample_of(pair);
         let member = index.text(sample);
