@@ -6,6 +6,7 @@ mod bench;
 mod checkpoints;
 mod failover;
 mod inspect;
+mod judge;
 mod s3_server;
 mod shards;
 mod skipped;
