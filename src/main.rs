@@ -1,8 +1,10 @@
 //! `belfry`: one binary, its roles are subcommands.
 
+mod answer;
 mod audit;
 mod bench;
 mod checkpoint;
+mod eval;
 mod files;
 mod inspect;
 mod plan;
@@ -13,6 +15,7 @@ mod run;
 mod size;
 mod status;
 mod synthetic;
+mod trained;
 mod weights;
 
 use std::path::PathBuf;
@@ -67,6 +70,23 @@ enum Command {
     ///
     /// Example: belfry inspect runs/quickstart --to inspect
     Inspect(inspect::InspectArguments),
+    /// Judge a trained model on packed data: accuracies, the VQA server's result file, recalls. Given
+    /// again with the same --to it goes on where it was interrupted.
+    ///
+    /// Example: belfry eval --run runs/vqav2 --best vqa_score --workers 4 --to evaluation
+    Eval(Box<eval::EvalArguments>),
+    /// Ask a model trained for VQA about an image: the likeliest answers with their scores.
+    ///
+    /// Example: belfry ask --run runs/vqav2 --image dog.jpg --question "What colour is the dog?"
+    Ask(Box<answer::AskArguments>),
+    /// How well captions match an image, best first.
+    ///
+    /// Example: belfry match --run runs/flickr30k --image dog.jpg --caption "a dog" --caption "a cat"
+    Match(Box<answer::MatchArguments>),
+    /// Find images of a folder by a text, or captions of it by an image.
+    ///
+    /// Example: belfry retrieve --run runs/flickr30k --index photos --query "a dog on a beach"
+    Retrieve(Box<answer::RetrieveArguments>),
     /// Prove from a run's ledger which pairs were trained: every pair of each completed epoch exactly
     /// once, or by name what was not. Exit code 1: not proved; 2: nothing to prove from.
     ///
@@ -146,6 +166,10 @@ async fn run(command: Command) -> ExitCode {
         Command::Import(arguments) => weights::import(arguments).await,
         Command::Export(arguments) => weights::export(arguments).await,
         Command::Inspect(arguments) => inspect::inspect(arguments).await,
+        Command::Eval(arguments) => eval::eval(*arguments).await,
+        Command::Ask(arguments) => answer::ask(*arguments).await,
+        Command::Match(arguments) => answer::match_captions(*arguments).await,
+        Command::Retrieve(arguments) => answer::retrieve(*arguments).await,
         Command::Audit(arguments) => match audit::audit(arguments).await {
             Ok(false) => return ExitCode::from(NOT_PROVED),
             proved => proved.map(drop),

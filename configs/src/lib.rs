@@ -6,6 +6,7 @@
 
 mod collective;
 mod data;
+mod eval;
 pub mod figures;
 mod init;
 mod layers;
@@ -19,6 +20,7 @@ mod validate;
 
 pub use collective::{Collective, Transport, Wire};
 pub use data::*;
+pub use eval::Eval;
 pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
 pub use length::{Epochs, Rhythm};

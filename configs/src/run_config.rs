@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::collective::Collective;
 use crate::data::Data;
+use crate::eval::Eval;
 use crate::init::Init;
 use crate::length::Rhythm;
 use crate::model::Model;
@@ -33,6 +34,9 @@ pub struct RunConfig {
     pub init: Init,
     /// Optimizer and schedule.
     pub optim: Optim,
+    /// How a state is judged.
+    #[serde(default)]
+    pub eval: Eval,
     /// When checkpoints are written.
     #[serde(default)]
     pub checkpoint: Checkpoint,

@@ -101,6 +101,7 @@ impl RunConfig {
         self.check_model()?;
         self.init.check()?;
         self.check_optim()?;
+        self.eval.check()?;
         self.collective.check(&self.run.device)?;
         Ok(ValidConfig(self))
     }

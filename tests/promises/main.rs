@@ -7,6 +7,7 @@ mod checkpoints;
 mod failover;
 mod finetune;
 mod inspect;
+mod judge;
 mod s3_server;
 mod shards;
 mod skipped;

@@ -60,6 +60,26 @@ pub enum WorkerError {
     /// The coordinator ended the run, or refused this worker, or this worker cannot go on.
     #[error("{0}")]
     Ended(String),
+    /// A state cannot be judged, or not all of it was.
+    #[error("evaluation: {0}")]
+    Evaluation(String),
+    /// A file of findings is not one, or of another evaluation.
+    #[error("{path}: {reason}")]
+    TallyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of an evaluation cannot be read or written.
+    #[error("{path}: {source}")]
+    Scratch {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A background task died.
     #[error("internal: {0}")]
     Internal(String),

@@ -17,13 +17,14 @@ use belfry_data::{
     DataError, DataPlane, DatasetIdentity, Quarantine, Split, identities, pairs_digest,
 };
 use belfry_model::{Device, GradientSum, ManagerTower, ModelError, Weights};
-use belfry_proto::{Digest, objective, v1};
+use belfry_proto::{Digest, v1};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
 use crate::core::{Event, LateReports};
 use crate::device;
 use crate::error::WorkerError;
+use crate::evaluate::{Evaluator, Figure};
 use crate::held::{HeldState, Place, StepWeights};
 use crate::task::{DeviceBatch, Keys, Reports};
 
@@ -314,44 +315,22 @@ impl Room {
     }
 
     fn evaluate(&mut self, state: &Arc<HeldState>) -> Result<v1::Evaluated, String> {
-        let data = DataPlane::open(&self.config, &self.cache_dir, Split::Validation)
-            .map_err(|e| e.to_string())?;
         if identity(&self.config).map_err(|e| e.to_string())? != self.identity {
             return Err("data.train or data.validation was replaced while the run trained".into());
         }
         let weights = self.weights(state)?;
-        let (task, model) = (self.config.model.task, &self.model);
-        let negatives = Key::new(self.config.run.seed, Purpose::Negatives);
-        let (mut sums, mut micro_batches, mut pairs) = (Vec::new(), 0u32, 0u64);
-        for batch in data.evaluation_batches() {
-            let batch = batch.map_err(|e| e.to_string())?;
-            pairs += batch.pairs as u64;
-            micro_batches += 1;
-            let batch = DeviceBatch::new(task, std::iter::once(batch));
-            let judged = batch.evaluate(model, &weights, negatives, &mut sums);
-            judged.map_err(|e| e.to_string())?;
-        }
+        let model = Arc::clone(&self.model);
+        let evaluator = Evaluator::open(&self.config, &self.cache_dir, model, &weights);
+        let mut evaluator = evaluator.map_err(|e| e.to_string())?;
+        let evaluation = evaluator.evaluate().map_err(|e| e.to_string())?;
+        let figure = |Figure { name, value }| v1::Figure { name, value };
         Ok(v1::Evaluated {
             step: state.step(),
-            figures: sums
-                .iter()
-                .flat_map(|sum| figures(sum, micro_batches))
-                .collect(),
-            pairs,
+            figures: evaluation.figures.into_iter().map(figure).collect(),
+            pairs: evaluator.work().pairs,
             error: String::new(),
         })
     }
-}
-
-/// An objective's mean over the micro-batches that had a row of it, and its accuracy.
-fn figures(sum: &v1::ObjectiveSum, micro_batches: u32) -> Vec<v1::Figure> {
-    let figure = |name, value| v1::Figure { name, value };
-    let judged = f64::from(micro_batches - sum.empty);
-    let loss = if judged > 0.0 { sum.loss / judged } else { 0.0 };
-    vec![
-        figure(objective::loss_key(&sum.name), loss),
-        figure(objective::accuracy_key(&sum.name), objective::share(sum)),
-    ]
 }
 
 /// What the configured datasets are, for the coordinator to compare.
