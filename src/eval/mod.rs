@@ -6,7 +6,6 @@
 
 mod evalai;
 pub mod report;
-mod share;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -17,13 +16,12 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use belfry_data::{Split, identities};
 use belfry_worker::evaluate::{
-    EncoderRuns, Evaluator, Finding, Identity, TallyFile, Together, found, settings_sha256,
+    EncoderRuns, Evaluator, Finding, Identity, Share, TallyFile, Together, found, settings_sha256,
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::trained::{Trained, TrainedArguments};
-use share::Share;
 
 /// So long without a new chunk from the processes beside this one, and it encodes their chunks too.
 const PATIENCE: Duration = Duration::from_secs(120);

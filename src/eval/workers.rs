@@ -9,7 +9,6 @@ use anyhow::{Context as _, bail};
 use belfry_worker::evaluate::EncoderRuns;
 use serde_json::Value;
 
-use super::share::Share;
 use super::{EvalArguments, Places, progress, tally_files};
 use crate::trained::Trained;
 

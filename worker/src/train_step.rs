@@ -17,14 +17,16 @@ use belfry_data::{
     DataError, DataPlane, DatasetIdentity, Quarantine, Split, identities, pairs_digest,
 };
 use belfry_model::{Device, GradientSum, ManagerTower, ModelError, Weights};
-use belfry_proto::{Digest, v1};
+use belfry_proto::Digest;
+use belfry_proto::v1::{self, worker_message as up};
+use shard_tools::store::Root;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
 use crate::core::{Event, LateReports};
 use crate::device;
 use crate::error::WorkerError;
-use crate::evaluate::{Evaluator, Figure};
+use crate::evaluate::{Evaluator, InRun, Share};
 use crate::held::{HeldState, Place, StepWeights};
 use crate::task::{DeviceBatch, Keys, Reports};
 
@@ -51,10 +53,12 @@ pub enum Job {
         /// Who wants to know.
         answer: oneshot::Sender<Result<LateReports, String>>,
     },
-    /// Losses and accuracies on the validation data.
+    /// What the validation data say of a state.
     Evaluate {
         /// The state to be judged.
         state: Arc<HeldState>,
+        /// The share, or the figures of all.
+        ask: v1::Evaluate,
     },
 }
 
@@ -77,9 +81,10 @@ impl Compute {
     /// [`WorkerError::Data`] or [`WorkerError::Device`], before anything is computed.
     pub fn start(
         config: &ValidConfig,
-        cache_dir: &Path,
+        (root, cache_dir): (&Root, &Path),
         events: Sender<Event>,
     ) -> Result<Self, WorkerError> {
+        let runtime = tokio::runtime::Handle::current();
         let device = device::open(&config.run.device)?;
         let place = Place::new(&device, config.run.device == CPU_APART);
         let data = Arc::new(DataPlane::open(config, cache_dir, Split::Train)?);
@@ -89,6 +94,8 @@ impl Compute {
         let (jobs, queue) = mpsc::sync_channel(JOBS_MAX);
         let mut room = Room {
             config: config.clone(),
+            root: root.clone(),
+            runtime,
             cache_dir: cache_dir.to_owned(),
             data: Arc::clone(&data),
             identity: identity.clone(),
@@ -135,6 +142,9 @@ impl Compute {
 /// What the compute thread owns.
 struct Room {
     config: ValidConfig,
+    root: Root,
+    /// For the store, which the compute thread asks when it evaluates.
+    runtime: tokio::runtime::Handle,
     cache_dir: std::path::PathBuf,
     data: Arc<DataPlane>,
     identity: Vec<v1::Dataset>,
@@ -200,16 +210,7 @@ impl Room {
                 let _ = answer.send(self.waiting.reports(step, &lanes));
                 Ok(None)
             }
-            Job::Evaluate { state } => {
-                let step = state.step();
-                let evaluated = self.evaluate(&state).unwrap_or_else(|error| v1::Evaluated {
-                    step,
-                    error,
-                    ..Default::default()
-                });
-                let body = v1::worker_message::Body::Evaluated(evaluated);
-                Ok(Some(Event::Report(body)))
-            }
+            Job::Evaluate { state, ask } => Ok(Some(Event::Report(self.evaluate(&state, ask)))),
         }
     }
 
@@ -314,22 +315,51 @@ impl Room {
         })
     }
 
-    fn evaluate(&mut self, state: &Arc<HeldState>) -> Result<v1::Evaluated, String> {
+    fn evaluate(&mut self, state: &Arc<HeldState>, ask: v1::Evaluate) -> up::Body {
+        let v1::Evaluate {
+            step,
+            shares,
+            share,
+        } = ask;
+        match share {
+            Some(share) => {
+                let found = self.judge(state, |run| run.share(Share::new(share + 1, shares)));
+                up::Body::ShareEvaluated(v1::ShareEvaluated {
+                    step,
+                    shares,
+                    share,
+                    error: found.err().unwrap_or_default(),
+                })
+            }
+            None => {
+                let evaluated = self.judge(state, |run| run.conclude(shares));
+                up::Body::Evaluated(evaluated.unwrap_or_else(|error| v1::Evaluated {
+                    step,
+                    error,
+                    ..Default::default()
+                }))
+            }
+        }
+    }
+
+    fn judge<T>(
+        &mut self,
+        state: &Arc<HeldState>,
+        judge: impl FnOnce(&mut InRun) -> Result<T, WorkerError>,
+    ) -> Result<T, String> {
         if identity(&self.config).map_err(|e| e.to_string())? != self.identity {
             return Err("data.train or data.validation was replaced while the run trained".into());
         }
         let weights = self.weights(state)?;
         let model = Arc::clone(&self.model);
         let evaluator = Evaluator::open(&self.config, &self.cache_dir, model, &weights);
-        let mut evaluator = evaluator.map_err(|e| e.to_string())?;
-        let evaluation = evaluator.evaluate().map_err(|e| e.to_string())?;
-        let figure = |Figure { name, value }| v1::Figure { name, value };
-        Ok(v1::Evaluated {
+        let mut run = InRun {
+            root: &self.root,
             step: state.step(),
-            figures: evaluation.figures.into_iter().map(figure).collect(),
-            pairs: evaluator.work().pairs,
-            error: String::new(),
-        })
+            evaluator: &mut evaluator.map_err(|e| e.to_string())?,
+            runtime: &self.runtime,
+        };
+        judge(&mut run).map_err(|e| e.to_string())
     }
 }
 

@@ -8,8 +8,10 @@
 
 mod chunks;
 mod experts;
+mod in_run;
 mod recall;
 mod retrieval;
+mod share;
 mod tally;
 mod tally_file;
 
@@ -22,8 +24,10 @@ use belfry_model::{ManagerTower, Weights};
 use serde::{Deserialize, Serialize};
 
 pub use chunks::Chosen;
+pub use in_run::InRun;
 pub use recall::{Scores, UNSCORED};
 pub use retrieval::{EncoderRuns, Together};
+pub use share::Share;
 pub use tally::{Exact, Figure, Part, Sum, Tally};
 pub use tally_file::{Identity, TallyFile, found, settings_sha256};
 

@@ -152,18 +152,9 @@ impl TallyFile {
     }
 
     fn line(&mut self, says: &impl Serialize) -> Result<(), WorkerError> {
-        let written = || {
-            let says = serde_json::value::to_raw_value(says)?;
-            let line = Line {
-                xxh3: format!("{:016x}", xxh3_64(says.get().as_bytes())),
-                says: &says,
-            };
-            let mut text = serde_json::to_vec(&line)?;
-            text.push(b'\n');
-            self.file.write_all(&text)
-        };
-        let mut written = written;
-        written().map_err(|source| WorkerError::Scratch {
+        let text = line(says).map_err(std::io::Error::from);
+        let written = text.and_then(|text| self.file.write_all(&text));
+        written.map_err(|source| WorkerError::Scratch {
             path: self.path.clone(),
             source,
         })
@@ -195,6 +186,33 @@ pub fn found(path: &Path) -> Result<(Identity, BTreeMap<u64, Finding>), WorkerEr
         }
     }
     Ok((identity, findings))
+}
+
+/// Findings as lines without an identity: for who knows of what they are.
+pub(super) fn lines(findings: &[(u64, Finding)]) -> Result<Vec<u8>, serde_json::Error> {
+    let mut text = Vec::new();
+    for (unit, finding) in findings {
+        let (unit, finding) = (*unit, finding.clone());
+        text.extend(line(&Found { unit, finding })?);
+    }
+    Ok(text)
+}
+
+/// Findings from [`lines`], as far as they are whole.
+pub(super) fn from_lines(text: &[u8]) -> impl Iterator<Item = (u64, Finding)> + '_ {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    lines.map_while(|line| says(line).map(|Found { unit, finding }| (unit, finding)))
+}
+
+fn line(says: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
+    let says = serde_json::value::to_raw_value(says)?;
+    let line = Line {
+        xxh3: format!("{:016x}", xxh3_64(says.get().as_bytes())),
+        says: &says,
+    };
+    let mut text = serde_json::to_vec(&line)?;
+    text.push(b'\n');
+    Ok(text)
 }
 
 fn first_says(text: &[u8]) -> Option<Identity> {

@@ -34,6 +34,11 @@ impl Share {
     pub fn file_name(self) -> String {
         format!("tally-{}-of-{}.jsonl", self.number, self.of)
     }
+
+    /// All shares of so many.
+    pub fn all(of: u32) -> impl Iterator<Item = Share> {
+        (1..=of).map(move |number| Share { number, of })
+    }
 }
 
 impl std::fmt::Display for Share {
