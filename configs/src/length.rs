@@ -256,11 +256,14 @@ mod tests {
         assert_eq!(steps(1.0, 575, 576), 0);
     }
 
-    /// 0.1 and 0.7 are no binary fractions: a product of floats would fall one step short.
+    /// 0.29 is no binary fraction: a product of floats falls one step short.
     #[test]
     fn decimals_are_what_was_written() {
-        assert!((0.7 * 30.0_f64).floor() < 21.0, "floats would lose a step");
-        assert_eq!(steps(0.7, 30, 1), 21);
+        assert!(
+            (0.29 * 100.0_f64).floor() < 29.0,
+            "floats would lose a step"
+        );
+        assert_eq!(steps(0.29, 100, 1), 29);
         assert_eq!(steps(0.1, 30, 1), 3);
         assert_eq!(steps(2.000_001, 1_000_000, 1), 2_000_001);
         assert_eq!(

@@ -62,8 +62,9 @@ pub(super) struct Witness {
     heard: BTreeMap<(usize, u64), u64>,
 }
 
-/// Generations of which members and readies are remembered.
-const GENERATIONS_KEPT: u64 = 8;
+/// Generations of which members and readies are remembered: a leader that overslept may still commit
+/// in its own when many have followed.
+const GENERATIONS_KEPT: u64 = 64;
 
 impl World {
     /// An entry is about to stand.

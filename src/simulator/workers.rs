@@ -53,7 +53,6 @@ pub(super) fn lane_report(step: u64, lane: u32, shard: u32) -> v1::LaneReport {
         objectives: vec![objective::sum_of("mlm", f64::from(lane) * 0.1)],
         pairs_digest: lane_digest(lane, shard).to_bytes(),
         substituted: u64::from(shard != first_choice(step, lane)),
-        ..Default::default()
     }
 }
 
