@@ -136,8 +136,12 @@ pub(crate) fn blame(layers: &[Layer], error: &toml::de::Error, file: &str) -> Co
     }
 }
 
-/// The path to what is wrong: "in `a.b`" and, of an unknown key, its name.
+/// The path to what is wrong: "in `a.b`" and, of an unknown key, its name. None to a key that is
+/// missing: every layer lacks it.
 fn keys(told: &str, message: &str) -> Vec<String> {
+    if message.starts_with("missing field") {
+        return Vec::new();
+    }
     let place = told.lines().last().and_then(|line| {
         let inside = line.strip_prefix("in `")?;
         inside.strip_suffix('`')
