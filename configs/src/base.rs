@@ -77,7 +77,9 @@ pub(crate) fn chain(path: &Path) -> Result<Vec<Layer>, ConfigError> {
         }
         let text = read(&next).map_err(|e| {
             let path = next.display();
-            refused(format!("cannot read {path}: {e}; it is relative to this file"))
+            refused(format!(
+                "cannot read {path}: {e}; it is relative to this file"
+            ))
         })?;
         seen.push(canonical(&next));
         layers.push(Layer::parse(text, next.display().to_string())?);
@@ -152,7 +154,11 @@ fn keys(told: &str, message: &str) -> Vec<String> {
         .map(str::to_owned)
         .collect();
     let unknown = message.strip_prefix("unknown field `");
-    keys.extend(unknown.and_then(|rest| rest.split('`').next()).map(str::to_owned));
+    keys.extend(
+        unknown
+            .and_then(|rest| rest.split('`').next())
+            .map(str::to_owned),
+    );
     keys
 }
 
@@ -193,11 +199,13 @@ mod tests {
 
     #[test]
     fn the_key_that_is_wrong_is_found_in_its_layer() {
-        let layer = |origin: &str, text: &str| {
-            Layer::parse(text.into(), origin.into()).expect("is TOML")
-        };
+        let layer =
+            |origin: &str, text: &str| Layer::parse(text.into(), origin.into()).expect("is TOML");
         let layers = [
-            layer("low", "[batch]\nlanes = 8\n[data]\ntrain = [{ path = \"a\" }]"),
+            layer(
+                "low",
+                "[batch]\nlanes = 8\n[data]\ntrain = [{ path = \"a\" }]",
+            ),
             layer("high", "[batch]\nmicro_batch = \"x\"\nlaness = 3"),
         ];
         let at_fault = |told: &str, message: &str| {
@@ -206,8 +214,14 @@ mod tests {
             found.map(|l| l.origin.as_str())
         };
         let unknown = "unknown field `laness`, expected one of `lanes`";
-        assert_eq!(at_fault(&format!("{unknown}\nin `batch`"), unknown), Some("high"));
-        assert_eq!(at_fault("invalid type\nin `batch.lanes`", "invalid type"), Some("low"));
+        assert_eq!(
+            at_fault(&format!("{unknown}\nin `batch`"), unknown),
+            Some("high")
+        );
+        assert_eq!(
+            at_fault("invalid type\nin `batch.lanes`", "invalid type"),
+            Some("low")
+        );
         assert_eq!(at_fault("odd\nin `data.train`", "odd"), Some("low"));
         assert_eq!(at_fault("odd\nin `model.heads`", "odd"), None);
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::formats::{
-    Input, dataset, downloads, folder, img2dataset, karpathy, nlvr2, pixels, snli_ve, visual_genome, vqav2,
-    webdataset,
+    Input, dataset, downloads, folder, img2dataset, karpathy, nlvr2, pixels, snli_ve,
+    visual_genome, vqav2, webdataset,
 };
 use super::{Catalog, MaxBad, PackOptions, Packed, by_kind, engine, journal};
 use crate::check::Check;
@@ -62,10 +62,7 @@ impl Format {
         let tars = matches!(self, Format::Webdataset | Format::Img2dataset);
         let pixels = matches!(
             self,
-            Format::PixelsCaptions
-                | Format::PixelsVqa
-                | Format::PixelsSnliVe
-                | Format::PixelsNlvr2
+            Format::PixelsCaptions | Format::PixelsVqa | Format::PixelsSnliVe | Format::PixelsNlvr2
         );
         tars || pixels || self == Format::Folder
     }

@@ -61,6 +61,10 @@ mod tests {
         assert_eq!(kept, again);
         assert_eq!(kept.iter().filter(|n| *n % 4 == 0).count(), 5);
         let (none, left_out) = balanced(candidates(&[1, 2, 3]), &[0, 1]);
-        assert_eq!((none.len(), left_out), (0, 3), "a label without a picture is not asked for");
+        assert_eq!(
+            (none.len(), left_out),
+            (0, 3),
+            "a label without a picture is not asked for"
+        );
     }
 }

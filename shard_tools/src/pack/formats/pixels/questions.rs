@@ -203,15 +203,24 @@ mod tests {
         let mut catalog = Catalog::new("in", Contents::Vqa);
         describe(&mut catalog, &pictures());
         let found = (0..catalog.len()).map(|index| catalog.get(index));
-        let tenth = found.into_iter().find(|d| d.key == "p10").expect("is asked");
+        let tenth = found
+            .into_iter()
+            .find(|d| d.key == "p10")
+            .expect("is asked");
         let Texts::Pairs(pairs) = tenth.texts else {
             panic!("questions have labels")
         };
         let how = pairs.iter().find(|pair| pair.text == LIGHT_HOW);
         let how = how.expect("is asked near a line too");
         // 10/31 lies 0.011 below the first line: three of ten say "medium".
-        assert_eq!((&how.labels[..], &how.scores[..]), (&[0, 1][..], &[1.0, 0.9][..]));
-        assert!(pairs.iter().all(|pair| pair.labels.len() == 2), "nothing else is asked");
+        assert_eq!(
+            (&how.labels[..], &how.scores[..]),
+            (&[0, 1][..], &[1.0, 0.9][..])
+        );
+        assert!(
+            pairs.iter().all(|pair| pair.labels.len() == 2),
+            "nothing else is asked"
+        );
         assert_eq!(how.id.as_deref(), Some("10001"));
     }
 

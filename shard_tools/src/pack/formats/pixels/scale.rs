@@ -98,10 +98,16 @@ mod tests {
 
     #[test]
     fn equal_values_stand_at_one_place_and_signs_part_a_difference() {
-        assert_eq!(places(&[5.0, 1.0, 5.0, 9.0], false), [0.5, 0.125, 0.5, 0.875]);
+        assert_eq!(
+            places(&[5.0, 1.0, 5.0, 9.0], false),
+            [0.5, 0.125, 0.5, 0.875]
+        );
         let signed = places(&[-4.0, 1.0, 0.0, 2.0], true);
         assert_eq!(signed, [0.5 - 0.4375, 0.5 + 0.1875, 0.5, 0.5 + 0.3125]);
-        assert_eq!(levels(&signed), [Level::Little, Level::Much, Level::Between, Level::Much]);
+        assert_eq!(
+            levels(&signed),
+            [Level::Little, Level::Much, Level::Between, Level::Much]
+        );
     }
 
     fn levels(places: &[f64]) -> Vec<Level> {
@@ -112,7 +118,10 @@ mod tests {
     fn a_third_of_the_pictures_has_each_level() {
         let values: Vec<f64> = (0..30).map(f64::from).collect();
         let levels = levels(&places(&values, false));
-        for (index, expected) in [Level::Little, Level::Between, Level::Much].iter().enumerate() {
+        for (index, expected) in [Level::Little, Level::Between, Level::Much]
+            .iter()
+            .enumerate()
+        {
             let third = &levels[10 * index..10 * index + 10];
             assert!(third.iter().all(|level| level == expected), "{third:?}");
         }
@@ -132,6 +141,9 @@ mod tests {
         assert_eq!(said(0.34)[9], Level::Little);
         assert_eq!(said(0.66)[9], Level::Much);
         assert_eq!(said(0.67)[9], Level::Between);
-        assert_eq!((more(0.5, 0.4), more(0.5, 0.2), more(0.1, 0.6)), (None, Some(true), Some(false)));
+        assert_eq!(
+            (more(0.5, 0.4), more(0.5, 0.2), more(0.1, 0.6)),
+            (None, Some(true), Some(false))
+        );
     }
 }

@@ -111,7 +111,13 @@ mod tests {
                 let first_is_left = pair.text.starts_with("The left");
                 let left_is_more = number(left) > number(right);
                 let truth = says_more == (left_is_more == first_is_left);
-                assert_eq!(pair.labels, [u32::from(truth)], "{} of {}", pair.text, found.key);
+                assert_eq!(
+                    pair.labels,
+                    [u32::from(truth)],
+                    "{} of {}",
+                    pair.text,
+                    found.key
+                );
                 said += 1;
                 truths += u32::from(truth);
                 words.insert(pair.text);
