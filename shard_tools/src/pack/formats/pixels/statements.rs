@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 
-use super::measure::Measure;
 use super::scale;
 use super::{NEAR, Picture, leave_out};
 use crate::manifest::sha256;
