@@ -50,9 +50,12 @@ pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {
 /// The images `keys` of `data.pack_from` with the texts that `model.task` trains on: their captions, or
 /// what their pixels answer.
 pub fn catalog(config: &ValidConfig, input: &Path, keys: &[String]) -> anyhow::Result<Catalog> {
-    let catalog = match config.model.task {
-        Task::Pretrain | Task::PretrainItc => pack::folder(input, Some(keys)),
-        task => pixels::catalog(input, Some(keys), contents_of(task)),
+    let task = config.model.task;
+    let plain = matches!(task, Task::Pretrain | Task::PretrainItc) && !config.data.pack_pixels;
+    let catalog = if plain {
+        pack::folder(input, Some(keys))
+    } else {
+        pixels::catalog(input, Some(keys), contents_of(task))
     };
     catalog.context("data.pack_from")
 }
