@@ -7,6 +7,7 @@ mod files;
 mod inspect;
 mod plan;
 mod rehearse;
+mod resolve;
 mod roles;
 mod run;
 mod size;
@@ -159,7 +160,7 @@ async fn run(command: Command) -> ExitCode {
             tokio::task::block_in_place(|| rehearse::rehearse(&arguments))
         }
         Command::Model(arguments) => size::print(&arguments),
-        Command::Config { config, settings } => print_config(&config, &settings),
+        Command::Config { config, settings } => print_config(&config, &settings).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -183,9 +184,28 @@ fn told(error: &anyhow::Error) -> String {
     text
 }
 
-fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {
+async fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {
     let config = belfry_configs::load(config, settings)?;
+    let unresolved = config.clone();
+    let (config, told) = match resolve::length::resolve(config).await {
+        Ok(config) => {
+            let told = resolve::length::told(&config);
+            (config, told)
+        }
+        Err(error) => (unresolved, Some(format!("unknown: {}", told(&error)))),
+    };
     print!("{}", config.to_toml());
+    if let Some(told) = told {
+        println!("# steps: {}", told.replace('\n', " "));
+    }
+    if let Some(run) = config
+        .init
+        .run
+        .as_ref()
+        .filter(|_| config.needs_beginning())
+    {
+        println!("# begins with a checkpoint of {run} that is chosen when the run starts");
+    }
     println!("# sha256 {}", config.sha256());
     Ok(())
 }

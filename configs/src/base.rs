@@ -1,13 +1,14 @@
 //! Files laid over files: `base = "FILE"` at the head of a run file, and overlays by `--set @FILE`.
 //!
 //! Tables merge, any other value replaces what lies below. What a layer says wrongly is told with the
-//! layer's name. It knows no key but `base`; the merged table is parsed elsewhere.
+//! layer's name. It knows the meaning of no key but `base`; the merged table is parsed elsewhere.
 
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
 use crate::layers::ConfigError;
+use crate::length::supersede;
 use crate::run_config::RunConfig;
 
 /// The key that names the file below. A resolved configuration has none.
@@ -108,6 +109,9 @@ pub(crate) fn lay(under: &mut Table, over: Table) {
 pub(crate) fn merged(layers: &[Layer]) -> Table {
     let mut table = Table::new();
     for layer in layers {
+        if let Some(Value::Table(run)) = layer.table.get("run") {
+            run.keys().for_each(|key| supersede(&mut table, key));
+        }
         lay(&mut table, layer.table.clone());
     }
     table

@@ -7,8 +7,10 @@
 mod base;
 mod collective;
 mod data;
+pub mod figures;
 mod init;
 mod layers;
+mod length;
 mod model;
 mod precision;
 pub mod rng;
@@ -20,6 +22,7 @@ pub use collective::{Collective, Transport, Wire};
 pub use data::*;
 pub use init::Init;
 pub use layers::{ConfigError, load, load_str};
+pub use length::{Epochs, Rhythm};
 pub use model::*;
 pub use precision::{Matmul, Precision};
 pub use run_config::*;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use belfry_configs::{Metric, Recompute, ValidConfig, load, load_str};
+use belfry_configs::{Recompute, ValidConfig, load, load_str};
 
 fn run_files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -141,7 +141,7 @@ fn what_is_kept_of_checkpoints_must_be_there() {
         .clone();
     assert_eq!(
         best_of.map(|b| (b.count, b.metric)),
-        Some((2, Metric::ItmAccuracy))
+        Some((2, "itm_accuracy".to_owned()))
     );
     for (settings, words) in [
         (&["checkpoint.keep_every_steps=6"][..], "such as 4 or 8"),
@@ -257,4 +257,108 @@ fn a_sum_that_cannot_keep_its_promise_is_refused_and_the_choices_named() {
     assert_eq!((ring.order(), ring.same_bits()), ("ring bf16", false));
     let plain = set(&[]).expect("valid").collective.clone();
     assert_eq!(plain.order(), "tree");
+}
+
+#[test]
+fn a_run_is_so_many_steps_or_so_many_epochs() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let with = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load(&path, &settings)
+    };
+    let open = with(&["run.epochs=10"]).expect("instead of the file's steps");
+    assert!(open.needs_epoch_pairs() && open.run.steps == 0);
+    let ten = open.with_epoch_pairs(200).expect("has steps");
+    assert_eq!((ten.run.steps, ten.unused_pairs()), (125, Some(0)));
+    assert!(!ten.needs_epoch_pairs());
+    let text = ten.to_toml();
+    let again = load_str(&text, "run.toml", &[]).expect("its own text loads");
+    assert_eq!((again.sha256(), again.run.steps), (ten.sha256(), 125));
+    let steps = load_str(&text, "run.toml", &["run.steps=7".into()]).expect("replaces the epochs");
+    assert_eq!((steps.run.steps, steps.run.epochs), (7, None));
+    let fifth = with(&["run.epochs=0.2", "optim.warmup=0.5"]).expect("valid");
+    let fifth = fifth.with_epoch_pairs(200).expect("has steps");
+    assert_eq!((fifth.run.steps, fifth.warmup_steps()), (2, 1));
+    assert_eq!(fifth.unused_pairs(), Some(8));
+    let told = with(&["run.epochs=0.01"]).expect("data tells");
+    let told = told.with_epoch_pairs(200).expect_err("no step").to_string();
+    assert!(
+        told.contains("run.epochs") && told.contains("not one step"),
+        "{told}"
+    );
+
+    let both = text.replace("epoch_pairs = 200\n", "");
+    let told = load_str(&both, "both.toml", &[])
+        .expect_err("both")
+        .to_string();
+    assert!(told.contains("stands beside run.steps"), "{told}");
+    let wrong = text.replace("steps = 125", "steps = 124");
+    let told = load_str(&wrong, "wrong.toml", &[])
+        .expect_err("not those")
+        .to_string();
+    assert!(told.contains("are 125 steps, not 124"), "{told}");
+
+    let every = with(&[
+        "run.evaluate_every_steps=5",
+        "run.evaluate_every_epochs=0.5",
+    ]);
+    let every = every
+        .expect("the later one")
+        .with_epoch_pairs(200)
+        .expect("steps");
+    assert!(every.rhythm().is_due(7) && !every.rhythm().is_due(5));
+    let all = ["run.evaluate_every_steps=5", "data.validation=[]"];
+    for (settings, words) in [
+        (&["run.epochs=0"][..], "run.epochs: must be above 0"),
+        (&["run.epochs=0.1234567"], "decimals"),
+        (&["run.steps=0"], "or give run.epochs"),
+        (&all, "set data.validation"),
+    ] {
+        let told = with(settings).expect_err("must be refused").to_string();
+        assert!(told.contains(words), "`{words}` is not in: {told}");
+    }
+}
+
+#[test]
+fn a_run_to_begin_with_is_named_and_pinned_once() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let with = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load(&path, &settings)
+    };
+    let open = with(&["init.run=runs/first"]).expect("a root");
+    assert!(open.needs_beginning() && open.init.pinned().is_none());
+    let sha256 = "ab".repeat(32);
+    let pinned = open.with_beginning(40, sha256.clone()).expect("a hash");
+    assert_eq!(pinned.init.pinned(), Some(("runs/first", 40, &*sha256)));
+    assert_eq!(open.beginning_of(&pinned), Some((40, &*sha256)));
+    let other = with(&["init.run=runs/first", "init.step=41"]).expect("valid");
+    assert_eq!(
+        other.beginning_of(&pinned),
+        None,
+        "another step was asked for"
+    );
+    let other = with(&["init.run=runs/second"]).expect("valid");
+    assert_eq!(other.beginning_of(&pinned), None);
+    let none = load_str(&pinned.to_toml(), "run.toml", &["init.run=".into()]).expect("taken out");
+    assert!(none.init.is_fresh() && none.init == with(&[]).expect("valid").init);
+    for (settings, words) in [
+        (&["init.step=4"][..], "init.step: needs init.run"),
+        (&["init.best=itm_loss"], "init.best: needs init.run"),
+        (
+            &["init.run=a", "init.best=speed"],
+            "no task's evaluation has a figure",
+        ),
+        (
+            &["init.run=a", "init.best=r_mean", "init.step=4"],
+            "beside init.step",
+        ),
+        (
+            &["init.run=a", "init.step=4", "init.manifest_sha256=ab"],
+            "must be a SHA-256",
+        ),
+    ] {
+        let told = with(settings).expect_err("must be refused").to_string();
+        assert!(told.contains(words), "`{words}` is not in: {told}");
+    }
 }

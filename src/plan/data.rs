@@ -139,6 +139,27 @@ impl DataPlan {
     }
 }
 
+/// The configuration with its steps, where it counts in epochs: of the datasets that are there, are
+/// going to be packed, or are made up.
+///
+/// # Errors
+/// What keeps the manifests from being read: without them there is no length to plan.
+pub async fn with_length(
+    config: ValidConfig,
+    made_up: Option<Synthetic>,
+) -> anyhow::Result<ValidConfig> {
+    if !config.needs_epoch_pairs() {
+        return Ok(config);
+    }
+    let manifests = manifests(&config, made_up).await;
+    let (manifests, _) = manifests.context(
+        "run.epochs: the steps hang on the data; pack it first, or name its size: --synthetic \
+         SAMPLES,PAIRS,SHARDS",
+    )?;
+    let pairs = manifests.iter().map(|manifest| manifest.pairs).sum();
+    Ok(config.with_epoch_pairs(pairs)?)
+}
+
 /// Whether a dataset's shards are fetched into the cache.
 fn is_remote(path: &str) -> bool {
     path.contains("://") && !path.starts_with("file://")

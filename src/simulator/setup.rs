@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use belfry_configs::Timeouts;
+use belfry_configs::{Rhythm, Timeouts};
 use belfry_coordinator::core::LinkPolicy;
 
 /// A run. Everything that the cores are told about it.
@@ -38,6 +38,8 @@ pub struct Setup {
     pub audit_every: u64,
     /// Whether the run evaluates.
     pub evaluates: bool,
+    /// Steps between evaluations; 0: only the first state and the last.
+    pub evaluate_every: u64,
     /// Bugs that a test of the simulator plants.
     #[doc(hidden)]
     pub planted: Plants,
@@ -70,8 +72,13 @@ impl Setup {
             horizon_steps: 64,
             audit_every: 0,
             evaluates: true,
+            evaluate_every: 0,
             planted: Plants::default(),
         }
+    }
+
+    pub(super) fn rhythm(&self) -> Rhythm {
+        Rhythm::Steps(self.evaluate_every)
     }
 
     pub(super) fn silence_ms(&self) -> u64 {

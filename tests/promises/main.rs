@@ -5,6 +5,7 @@ mod audit;
 mod bench;
 mod checkpoints;
 mod failover;
+mod finetune;
 mod inspect;
 mod s3_server;
 mod shards;

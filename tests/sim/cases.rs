@@ -60,6 +60,7 @@ impl Case {
         if setup.coordinators > 1 && dice.below(4) == 0 {
             faults.extend(overslept(&mut dice, &setup));
         }
+        setup.evaluate_every = dice.below(5);
         Case {
             seed,
             setup,

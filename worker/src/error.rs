@@ -49,7 +49,7 @@ pub enum WorkerError {
         steps: Vec<u64>,
     },
     /// The weights that `[init]` names are not as they must be.
-    #[error("init.from: {0}")]
+    #[error("init: {0}")]
     Weights(#[from] crate::weights::WeightsError),
     /// The file that holds the coordinator's address is missing for too long.
     #[error("no coordinator address in {path}; is the coordinator running?")]

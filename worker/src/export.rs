@@ -6,6 +6,7 @@ use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
 use shard_tools::store::Root;
 
+use crate::checkpoint::MANIFEST;
 use crate::error::WorkerError;
 use crate::{checkpoint, weights};
 
@@ -51,9 +52,6 @@ pub async fn checkpoint_parameters(
     let state = checkpoint::load(root, &manifest, model.table()).await?;
     Ok((step, state.parameters))
 }
-
-/// What makes the parts of a step a checkpoint.
-const MANIFEST: &str = "manifest.json";
 
 /// What says that a checkpoint was read again and found corrupt.
 const CORRUPT: &str = "corrupt.json";

@@ -3,9 +3,13 @@
 use super::*;
 
 impl Core {
-    /// The first state is judged before it is gone. Returns whether training may go on.
-    pub(super) fn evaluate_first(&mut self, fx: &mut Vec<Effect>) -> bool {
-        if !self.s.evaluates || self.committed > 0 || self.durable.evaluations.contains_key(&0) {
+    /// A state that is to be judged is judged before it is gone: no step is committed on it before.
+    /// An evaluation that dies with its worker, or with this leader, is asked for again. Returns
+    /// whether training may go on.
+    pub(super) fn evaluate_due(&mut self, fx: &mut Vec<Effect>) -> bool {
+        let step = self.committed;
+        let due = self.s.evaluates && (step == 0 || self.s.rhythm.is_due(step));
+        if !due || self.durable.evaluations.contains_key(&step) {
             return true;
         }
         self.ask_evaluator(|step| down::Body::Evaluate(v1::Evaluate { step }), fx);
@@ -39,9 +43,10 @@ impl Core {
         let step = evaluated.step;
         self.durable.evaluations.insert(step, evaluated.clone());
         fx.push(Effect::StoreEvaluation(evaluated.clone()));
-        if step == 0 {
-            // The first state is soon gone. Whoever leads after this entry has read its evaluation;
-            // who led no more when it was kept commits nothing behind it.
+        self.measured.came_between();
+        if self.phase == Phase::Training {
+            // The state is soon gone. Whoever leads after this entry has read its evaluation; who led
+            // no more when it was kept commits nothing behind it.
             self.write_down(now, false, fx);
         }
         self.emit(|e| e.evaluated = Some(evaluated), fx);
