@@ -219,11 +219,9 @@ impl ValidConfig {
     }
 }
 
-/// A later layer sets `key`: what an earlier one said of the same thing in another unit is gone.
+/// A later layer sets `key` of `[run]`: what the earlier ones in `table` said of the same thing in
+/// another unit is gone.
 pub(crate) fn supersede(table: &mut Table, key: &str) {
-    let Some(key) = key.strip_prefix("run.") else {
-        return;
-    };
     let Some([one, other]) = EITHER.iter().find(|pair| pair.contains(&key)) else {
         return;
     };

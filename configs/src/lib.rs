@@ -1,9 +1,10 @@
 //! A run's configuration: structs, layering and validation, beside the run files themselves.
 //!
-//! Layers, last wins: file, environment (`BELFRY_SET`), `--set key=value`. Unknown keys are
-//! refused. [`RunConfig::validate`] turns what was parsed into a [`ValidConfig`] that cannot be
-//! wrong: batch arithmetic, model sizes, schedule.
+//! Layers, last wins: a file over the file that its `base` names, environment (`BELFRY_SET`),
+//! `--set key=value` or `--set @FILE`. Unknown keys are refused. [`RunConfig::validate`] turns what
+//! was parsed into a [`ValidConfig`] that cannot be wrong: batch arithmetic, model sizes, schedule.
 
+mod base;
 mod collective;
 mod data;
 mod eval;

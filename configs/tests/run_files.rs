@@ -4,16 +4,37 @@ use std::path::{Path, PathBuf};
 
 use belfry_configs::{Recompute, ValidConfig, load, load_str};
 
-fn run_files() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+/// The TOML files of `folder`, one of the package's, by name.
+fn files(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-        .expect("the package's folder is readable")
+        .expect("the folder is readable")
         .map(|entry| entry.expect("a readable entry").path())
         .filter(|path| path.extension().is_some_and(|e| e == "toml"))
         .filter(|path| path.file_name().is_some_and(|n| n != "Cargo.toml"))
         .collect();
     files.sort();
     files
+}
+
+fn stem(file: &Path) -> String {
+    let stem = file.file_stem().expect("has a name");
+    stem.to_string_lossy().into_owned()
+}
+
+/// Run files and the names of their runs. A plan lists runs and is none; what lies in `shared` is
+/// below others.
+fn run_files() -> Vec<(PathBuf, String)> {
+    let of = |folder: &'static str, before: &'static str| {
+        let named = move |file: PathBuf| {
+            let name = format!("{before}{}", stem(&file));
+            (file, name)
+        };
+        files(folder).into_iter().map(named)
+    };
+    let runs = of(".", "").chain(of("tiny", "tiny-"));
+    runs.filter(|(_, name)| !name.starts_with("plan-"))
+        .collect()
 }
 
 fn loaded(name: &str) -> ValidConfig {
@@ -24,21 +45,16 @@ fn loaded(name: &str) -> ValidConfig {
 #[test]
 fn every_run_file_loads_and_is_named_after_its_run() {
     let files = run_files();
-    assert!(files.len() >= 3, "found only {files:?}");
-    for file in files {
+    assert!(files.len() >= 14, "found only {files:?}");
+    for (file, name) in files {
         let config = load(&file, &[]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let stem = file
-            .file_stem()
-            .expect("has a name")
-            .to_string_lossy()
-            .into_owned();
-        assert_eq!(config.run.name, stem);
+        assert_eq!(config.run.name, name);
     }
 }
 
 #[test]
 fn the_resolved_text_is_the_same_run() {
-    for file in run_files() {
+    for (file, _) in run_files() {
         let config = load(&file, &[]).expect("loads");
         let again = load_str(&config.to_toml(), "run.toml", &[]).expect("its own text loads");
         assert_eq!(config.sha256(), again.sha256(), "{}", file.display());
