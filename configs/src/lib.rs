@@ -2,13 +2,14 @@
 //!
 //! Layers, last wins: file, environment (`BELFRY_SET`), `--set key=value`. Unknown keys are
 //! refused. [`RunConfig::validate`] turns what was parsed into a [`ValidConfig`] that cannot be
-//! wrong: batch arithmetic, model sizes, schedule.
+//! wrong: batch arithmetic, model sizes, schedule. [`plan`] lines runs up.
 
 mod collective;
 mod data;
 mod init;
 mod layers;
 mod model;
+pub mod plan;
 mod precision;
 pub mod rng;
 mod run_config;
