@@ -266,6 +266,9 @@ impl Scheduler {
     fn end(&mut self, i: usize, end: End, fx: &mut Vec<Effect>) {
         let mut ending = vec![(i, end)];
         while let Some((i, end)) = ending.pop() {
+            if self.queue.stages[i].end.is_some() {
+                continue;
+            }
             let name = self.queue.stages[i].stage.name.clone();
             let why = match end.reason() {
                 "" => String::new(),
@@ -286,7 +289,7 @@ impl Scheduler {
                 End::Failed { .. } => Some((j, End::Failed { reason: reason.replace("was ", "") })),
                 End::Cancelled { .. } => Some((j, End::Cancelled { reason: reason.clone() })),
             });
-            ending.extend(behind.filter(|(j, _)| *j != i).collect::<Vec<_>>());
+            ending.extend(behind.collect::<Vec<_>>());
             self.queue.stages[i].end = Some(end);
         }
     }
@@ -324,11 +327,14 @@ impl Scheduler {
     }
 
     fn allocate(&mut self, fx: &mut Vec<Effect>) {
-        let there = self.slots();
-        let ready: Vec<usize> = (0..self.live.len())
+        let (ready, others): (Vec<usize>, Vec<usize>) = (0..self.live.len())
             .filter(|i| self.queue.stages[*i].end.is_none())
-            .filter(|i| matches!(self.live[*i].prepared, Prepared::Yes { .. }))
-            .collect();
+            .partition(|i| matches!(self.live[*i].prepared, Prepared::Yes { .. }));
+        // What a scheduler before this one began keeps its workers while it is prepared again.
+        let mut there = self.slots();
+        for slot in others.iter().flat_map(|i| &self.live[*i].slots) {
+            there.remove(slot);
+        }
         let demands: Vec<Demand> = ready
             .iter()
             .map(|i| {
