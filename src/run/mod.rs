@@ -61,7 +61,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     // What cannot be read is told by whoever loads it.
     let text = std::fs::read_to_string(&arguments.config).unwrap_or_default();
     if belfry_configs::plan::is_plan(&text) {
-        return Ok(());
+        return crate::stages::launch(arguments).await;
     }
     let config = belfry_configs::load(&arguments.config, &arguments.settings)?;
     if config.model.task != Task::Pretrain {

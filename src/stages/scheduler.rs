@@ -333,19 +333,20 @@ impl Shell {
         };
         let (stage, location) = (queued.clone(), self.location.clone());
         let (tell, one) = (self.prepared.0.clone(), Arc::clone(&self.preparing));
-        tokio::spawn(async move {
-            let _one = one.lock().await;
-            // Packing reads and writes files: not on a thread that answers requests.
-            let name = stage.name.clone();
-            let work = async { prepare::prepare(&location, &stage).await };
-            let outcome = work.await.map_err(|error| crate::told(&error));
-            let event = Event::Prepared {
-                stage: name,
-                attempt,
-                outcome,
-            };
-            // A scheduler that ended needs to hear nothing.
-            let _ = tell.send(event).await;
+        let runtime = tokio::runtime::Handle::current();
+        // Packing computes: not on a thread that answers requests.
+        tokio::task::spawn_blocking(move || {
+            runtime.block_on(async {
+                let _one = one.lock().await;
+                let outcome = prepare::prepare(&location, &stage).await;
+                let event = Event::Prepared {
+                    stage: stage.name.clone(),
+                    attempt,
+                    outcome: outcome.map_err(|error| crate::told(&error)),
+                };
+                // A scheduler that ended needs to hear nothing.
+                let _ = tell.send(event).await;
+            });
         });
     }
 
