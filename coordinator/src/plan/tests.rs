@@ -87,7 +87,8 @@ impl World {
     fn apply(&mut self, event: Event) -> (v1::Assignment, Result<(), String>) {
         let mut events = vec![event];
         let (mut assigned, mut answer) = (v1::Assignment::default(), Ok(()));
-        while let Some(event) = events.pop() {
+        while !events.is_empty() {
+            let event = events.remove(0);
             let mut durable = self.journal == *self.core.queue();
             for effect in self.core.apply(self.now, event) {
                 match effect {
