@@ -13,6 +13,7 @@ mod resolve;
 mod roles;
 mod run;
 mod size;
+mod stages;
 mod status;
 mod synthetic;
 mod trained;
@@ -36,7 +37,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train on this machine: starts a coordinator and workers and watches over them.
+    /// Train on this machine: starts a coordinator and workers and watches over them. Of a plan all
+    /// stages, in their order, and a table of results at the end.
     ///
     /// Example: belfry run configs/quickstart.toml --workers 2
     Run(run::RunArguments),
@@ -44,11 +46,32 @@ enum Command {
     Coordinator(roles::CoordinatorArguments),
     /// Work for a run: one process per device.
     Worker(roles::WorkerArguments),
-    /// Show how a run stands: phase, workers, times, checkpoints, the last decisions and their reasons;
+    /// Show how a run or a plan stands: phase, workers, times, checkpoints, the last decisions and their reasons;
     /// what its root knows when nobody leads.
     ///
     /// Example: belfry status --local runs/quickstart
     Status(status::StatusArguments),
+    /// Schedule a plan: what `belfry run PLAN.toml` starts, and one process of a cluster. It gives the
+    /// workers of all agents to the stages of its queue.
+    ///
+    /// Example: belfry scheduler configs/plan-paper.toml --root s3://belfry/paper --listen 0.0.0.0:7100
+    Scheduler(stages::SchedulerArguments),
+    /// Offer this host's devices to a plan: one process per host.
+    ///
+    /// Example: belfry agent --scheduler lead:7100 --root s3://belfry/paper --slots 8
+    Agent(stages::AgentArguments),
+    /// Put a run or the stages of a plan into the queue of a running scheduler.
+    ///
+    /// Example: belfry submit configs/vqav2.toml --to lead:7100
+    Submit(stages::SubmitArguments),
+    /// Take a stage out of a plan, or end it; what comes after it is cancelled too.
+    ///
+    /// Example: belfry cancel vqav2 --to lead:7100
+    Cancel(stages::CancelArguments),
+    /// Show what the processes of a stage said on this host.
+    ///
+    /// Example: belfry logs pretrain --root runs/paper --follow
+    Logs(stages::LogsArguments),
     /// End a run in good order: the open step is finished and a checkpoint written first.
     ///
     /// Example: belfry drain --local runs/quickstart
@@ -161,6 +184,11 @@ async fn run(command: Command) -> ExitCode {
         Command::Coordinator(arguments) => roles::coordinator(arguments).await,
         Command::Worker(arguments) => roles::worker(arguments).await,
         Command::Status(arguments) => status::status(arguments).await,
+        Command::Scheduler(arguments) => stages::scheduler(arguments).await,
+        Command::Agent(arguments) => stages::agent(arguments).await,
+        Command::Submit(arguments) => stages::submit(arguments).await,
+        Command::Cancel(arguments) => stages::cancel(arguments).await,
+        Command::Logs(arguments) => stages::logs(arguments).await,
         Command::Drain(arguments) => status::drain(arguments).await,
         Command::Shards { command } => shard_tools::cli::run(command).await,
         Command::Import(arguments) => weights::import(arguments).await,

@@ -102,28 +102,29 @@ impl Common {
         let id = run_id(&config, &root.to_string());
         Ok((config, root, id))
     }
+}
 
-    async fn shutdown(follow_stdin: bool) {
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-                .expect("the signal exists");
-        let closed = async {
-            if !follow_stdin {
-                std::future::pending::<()>().await;
-            }
-            let mut bytes = [0u8; 64];
-            while matches!(tokio::io::stdin().read(&mut bytes).await, Ok(n) if n > 0) {}
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c(), if !follow_stdin => {}
-            () = closed => {}
+/// Resolves when this process is asked to end: by a signal, or by its launcher's end.
+pub async fn shutdown(follow_stdin: bool) {
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            .expect("the signal exists");
+    let closed = async {
+        if !follow_stdin {
+            std::future::pending::<()>().await;
         }
+        let mut bytes = [0u8; 64];
+        while matches!(tokio::io::stdin().read(&mut bytes).await, Ok(n) if n > 0) {}
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c(), if !follow_stdin => {}
+        () = closed => {}
     }
 }
 
 /// Human lines on standard error, JSON lines in `file`.
-fn start_log(file: Option<&Path>) -> anyhow::Result<()> {
+pub fn start_log(file: Option<&Path>) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let human = fmt::layer().with_writer(std::io::stderr).with_target(false);
@@ -148,7 +149,7 @@ fn start_log(file: Option<&Path>) -> anyhow::Result<()> {
 /// A process ends that did nothing wrong: another goes on, or the same one when it is started again.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Aside(String);
+pub struct Aside(pub String);
 
 /// Runs a coordinator until its run ends.
 pub async fn coordinator(arguments: CoordinatorArguments) -> anyhow::Result<()> {
@@ -167,7 +168,7 @@ pub async fn coordinator(arguments: CoordinatorArguments) -> anyhow::Result<()> 
         standby: arguments.standby,
     };
     let setting = Duration::from_secs_f64(config.cluster.max_stall_seconds);
-    let shutdown = Common::shutdown(arguments.common.follow_stdin);
+    let shutdown = shutdown(arguments.common.follow_stdin);
     tokio::pin!(shutdown);
     let timeouts = Timeouts::new(setting);
     let candidacy = tokio::select! {
@@ -200,7 +201,7 @@ fn ended(outcome: Outcome) -> anyhow::Result<()> {
 }
 
 /// Who is superseded did nothing wrong.
-fn aside<T>(result: Result<T, CoordinatorError>) -> anyhow::Result<T> {
+pub fn aside<T>(result: Result<T, CoordinatorError>) -> anyhow::Result<T> {
     result.map_err(|error| match error {
         CoordinatorError::Superseded { .. } => Aside(error.to_string()).into(),
         other => other.into(),
@@ -208,7 +209,7 @@ fn aside<T>(result: Result<T, CoordinatorError>) -> anyhow::Result<T> {
 }
 
 /// The address that others are told.
-fn advertised(listening: SocketAddr, advertise: Option<&str>) -> anyhow::Result<String> {
+pub fn advertised(listening: SocketAddr, advertise: Option<&str>) -> anyhow::Result<String> {
     let Some(advertise) = advertise else {
         if listening.ip().is_unspecified() {
             bail!(
@@ -249,7 +250,7 @@ pub async fn worker(arguments: WorkerArguments) -> anyhow::Result<()> {
         bind: arguments.bind,
         inject: arguments.inject,
     };
-    belfry_worker::run(options, Common::shutdown(arguments.common.follow_stdin)).await?;
+    belfry_worker::run(options, shutdown(arguments.common.follow_stdin)).await?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Layers, last wins: a file over the file that its `base` names, environment (`BELFRY_SET`),
 //! `--set key=value` or `--set @FILE`. Unknown keys are refused. [`RunConfig::validate`] turns what
-//! was parsed into a [`ValidConfig`] that cannot be wrong: batch arithmetic, model sizes, schedule.
+//! was parsed into a [`ValidConfig`] that cannot be wrong: batch arithmetic, model sizes, schedule. [`plan`] lines runs up.
 
 mod base;
 mod collective;
@@ -13,6 +13,7 @@ mod init;
 mod layers;
 mod length;
 mod model;
+pub mod plan;
 mod precision;
 pub mod rng;
 mod run_config;

@@ -12,6 +12,7 @@ mod s3_server;
 mod shards;
 mod skipped;
 mod small_disk;
+mod stages;
 mod system;
 mod tidy;
 mod weights;
