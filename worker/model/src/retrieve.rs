@@ -22,7 +22,7 @@ use crate::weights::Weights;
 use crate::words::Words;
 
 /// The pass that predicts masked words, where there is one.
-const MLM: u64 = 0;
+pub(crate) const MLM: u64 = 0;
 
 /// One hard negative per row.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +157,7 @@ impl ManagerTower {
     }
 
     /// The MLM pass of contrastive pre-training.
-    fn masked_words<'a>(
+    pub(crate) fn masked_words<'a>(
         &'a self,
         mut pass: Pass<'a>,
         head: &MlmHead,
