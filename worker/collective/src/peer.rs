@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt, WriteHalf};
+use tokio::io::{AsyncWrite, AsyncWriteExt, ReadHalf};
 use tokio::time::{Instant, timeout};
 
 use crate::endpoint::Limits;
@@ -132,26 +132,21 @@ impl Peer {
         Err(self.unexpected(reason))
     }
 
-    /// Runs `write` on a link while watching for the peer's refusal or end; gives the link back, and
-    /// what `write` gave.
+    /// Lets `writing` go on while watching for the peer's refusal or end.
     pub async fn watching(
         &self,
-        link: BoxLink,
-        write: impl AsyncFnOnce(&mut WriteHalf<BoxLink>) -> Result<u64, CollectiveError>,
-    ) -> Result<(BoxLink, u64), CollectiveError> {
-        let (mut reader, mut writer) = tokio::io::split(link);
-        let bytes = tokio::select! {
+        reader: &mut ReadHalf<BoxLink>,
+        writing: impl Future<Output = Result<u64, CollectiveError>>,
+    ) -> Result<u64, CollectiveError> {
+        tokio::select! {
             // What the peer answers says more than the write that fails because of it.
             biased;
-            answer = read_frame(&mut reader, 0) => {
-                return Err(match answer {
-                    Ok(frame) => self.refused(frame.header),
-                    Err(error) => self.broken(error),
-                });
-            }
-            written = write(&mut writer) => written?,
-        };
-        Ok((reader.unsplit(writer), bytes))
+            answer = read_frame(reader, 0) => Err(match answer {
+                Ok(frame) => self.refused(frame.header),
+                Err(error) => self.broken(error),
+            }),
+            written = writing => written,
+        }
     }
 
     /// Writes a frame without payload.
