@@ -14,7 +14,7 @@ use std::sync::Arc;
 use belfry_proto::LaneRange;
 use belfry_proto::lanes::root;
 use bytes::Bytes;
-use tokio::io::{AsyncWrite, AsyncWriteExt, WriteHalf};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -380,10 +380,10 @@ async fn write(
     outgoing: LinkFuture,
     mut sums: mpsc::Receiver<Bytes>,
 ) -> Result<Ended, CollectiveError> {
-    let rank = peer.rank;
-    let write =
-        async |writer: &mut WriteHalf<BoxLink>| write_all(&peer, &request, writer, &mut sums).await;
-    let (link, bytes) = peer.watching(outgoing.await?, write).await?;
+    let (mut reader, mut writer) = tokio::io::split(outgoing.await?);
+    let writing = write_all(&peer, &request, &mut writer, &mut sums);
+    let bytes = peer.watching(&mut reader, writing).await?;
+    let (rank, link) = (peer.rank, reader.unsplit(writer));
     Ok(Ended::Wrote { rank, link, bytes })
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use belfry_proto::LaneRange;
 use belfry_proto::lanes::tiles_exactly;
 use bytes::Bytes;
-use tokio::io::{AsyncWriteExt, WriteHalf};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::endpoint::Limits;
@@ -130,29 +130,36 @@ pub(crate) async fn gather(
     Ok((blocks, reusable))
 }
 
-/// Writes the own lanes' blocks.
+/// Writes the own lanes' blocks, while watching for the peer's refusal or end.
 async fn write(
     peer: Peer,
     outgoing: LinkFuture,
     request: Arc<Gather>,
 ) -> Result<Ended, CollectiveError> {
-    let write = async |writer: &mut WriteHalf<BoxLink>| {
-        let mut bytes = 0;
-        let chunk_bytes = (peer.limits.frame_bytes_max / WORD * WORD).max(WORD);
-        for lane in &request.members[request.rank].lanes {
-            let mut header = peer.header(Kind::Block);
-            header.bucket = *lane;
-            for chunk in request.blocks[lane].chunks(chunk_bytes) {
-                bytes += peer.send(writer, &encode_bytes(header, chunk)).await?;
-                header.offset += (chunk.len() / WORD) as u64;
-            }
+    let (mut reader, mut writer) = tokio::io::split(outgoing.await?);
+    let writing = write_all(&peer, &request, &mut writer);
+    peer.watching(&mut reader, writing).await?;
+    Ok(Ended::Wrote(peer.rank, reader.unsplit(writer)))
+}
+
+async fn write_all(
+    peer: &Peer,
+    request: &Gather,
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<u64, CollectiveError> {
+    let mut bytes = 0;
+    let chunk_bytes = (peer.limits.frame_bytes_max / WORD * WORD).max(WORD);
+    for lane in &request.members[request.rank].lanes {
+        let mut header = peer.header(Kind::Block);
+        header.bucket = *lane;
+        for chunk in request.blocks[lane].chunks(chunk_bytes) {
+            bytes += peer.send(writer, &encode_bytes(header, chunk)).await?;
+            header.offset += (chunk.len() / WORD) as u64;
         }
-        bytes += peer.say(writer, Kind::Done).await?;
-        writer.flush().await.map_err(|e| peer.lost(e))?;
-        Ok(bytes)
-    };
-    let (link, _) = peer.watching(outgoing.await?, write).await?;
-    Ok(Ended::Wrote(peer.rank, link))
+    }
+    bytes += peer.say(writer, Kind::Done).await?;
+    writer.flush().await.map_err(|e| peer.lost(e))?;
+    Ok(bytes)
 }
 
 /// Reads the peer's blocks until it says that it is done.
