@@ -183,6 +183,7 @@ impl Shell {
             fingerprint: fingerprint::fingerprint(&config) + &orders,
             data_address: endpoint.local_addr().to_string(),
             lanes: config.batch.lanes,
+            gathers: config.gathers(),
             device,
             data: compute.identity.clone(),
         };
