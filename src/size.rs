@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use belfry_configs::ValidConfig;
+use belfry_configs::{Task, ValidConfig};
 use belfry_model::ManagerTower;
-use belfry_model::size::{Share, activation_bytes, modules, total, training_bytes};
+use belfry_model::size::{Share, activation_bytes, modules, total, tower_macs, training_bytes};
 use clap::Args;
 
 /// Arguments of `belfry model`.
@@ -81,16 +81,29 @@ pub fn worker_bytes(config: &ValidConfig, trained: u64) -> Vec<(&'static str, u6
     training_bytes(model, text_len, (pairs, trained), config.batch.recompute)
 }
 
-/// Multiply-accumulates of a pre-training step over so many pairs: two passes, each with a backward
-/// of twice its forward, and the vocabulary for `masked` words. What passes share is counted for
-/// both, as frameworks compute it that know of no sharing.
+/// Multiply-accumulates of a step over so many pairs: each pass with a backward of twice its
+/// forward, and the vocabulary for `masked` words. What passes share is counted for both, as
+/// frameworks compute it that know of no sharing; a classifier's head is not counted.
 pub fn step_macs(config: &ValidConfig, pairs: u64, masked: u64) -> f64 {
     let model = &config.model;
-    let text_len = config.data.text_len as usize;
-    let forward = 2 * pairs * total(&modules(model, text_len)).macs;
+    let modules = modules(model, config.data.text_len as usize);
+    let whole = total(&modules).macs;
+    // Pairs and hard negatives are fused; the towers see their texts and images once.
+    let contrast = tower_macs(&modules) + 3 * (whole - tower_macs(&modules));
+    let forward = match model.task {
+        Task::Pretrain | Task::Nlvr2 => 2 * whole,
+        Task::PretrainItc => whole + contrast,
+        Task::Retrieval => contrast,
+        Task::Vqa | Task::SnliVe => whole,
+    };
     let hidden = u64::from(model.hidden);
-    let words = masked * hidden * (hidden + u64::from(model.text.vocab));
-    3.0 * (forward + words) as f64
+    let words = match model.task {
+        Task::Pretrain | Task::PretrainItc => {
+            masked * hidden * (hidden + u64::from(model.text.vocab))
+        }
+        _ => 0,
+    };
+    3.0 * (pairs * forward + words) as f64
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use belfry_proto::v1;
+use belfry_proto::{objective, v1};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use shard_tools::store::{Created, Root, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -187,11 +187,21 @@ async fn create_or_equal(
     Ok(None)
 }
 
-fn evaluation_json(e: &v1::Evaluated) -> Value {
-    json!({
-        "step": e.step, "mlm_loss": e.mlm_loss, "mlm_accuracy": e.mlm_accuracy,
-        "itm_loss": e.itm_loss, "itm_accuracy": e.itm_accuracy, "pairs": e.pairs,
-    })
+/// An evaluation as its file says it: the step, its figures by name, the pairs.
+pub fn evaluation_json(e: &v1::Evaluated) -> Value {
+    let mut value = Map::new();
+    value.insert("step".into(), json!(e.step));
+    for figure in &e.figures {
+        value.insert(figure.name.clone(), json!(figure.value));
+    }
+    value.insert("pairs".into(), json!(e.pairs));
+    Value::Object(value)
+}
+
+/// An evaluation in words: `MLM loss 7.1234, MLM accuracy 0.051, …`.
+pub fn evaluation_told(e: &v1::Evaluated) -> String {
+    let told = e.figures.iter().map(objective::told);
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// Writes down how the run ended.
@@ -287,17 +297,29 @@ async fn read_receipts(
     ledger::read(root, steps, |receipt| without_lanes(&receipt)).await
 }
 
-fn parse_evaluation(bytes: &[u8]) -> Result<v1::Evaluated, String> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    let number = |key: &str| value[key].as_f64().ok_or_else(|| format!("no `{key}`"));
-    let count = |key: &str| value[key].as_u64().ok_or_else(|| format!("no `{key}`"));
+/// An evaluation from its file's text, or from its place in `result.json`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_evaluation(bytes: &[u8]) -> Result<v1::Evaluated, String> {
+    let value: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    let count = |key: &str| {
+        let found = value.get(key).and_then(Value::as_u64);
+        found.ok_or_else(|| format!("no `{key}`"))
+    };
+    let figure = |(name, value): (&String, &Value)| {
+        let value = value.as_f64();
+        let value = value.ok_or_else(|| format!("`{name}` is no number"))?;
+        let name = name.clone();
+        Ok(v1::Figure { name, value })
+    };
+    let figures = value
+        .iter()
+        .filter(|(name, _)| !["step", "pairs"].contains(&name.as_str()));
     Ok(v1::Evaluated {
         step: count("step")?,
-        mlm_loss: number("mlm_loss")?,
-        mlm_accuracy: number("mlm_accuracy")?,
-        itm_loss: number("itm_loss")?,
-        itm_accuracy: number("itm_accuracy")?,
         pairs: count("pairs")?,
+        figures: figures.map(figure).collect::<Result<_, String>>()?,
         error: String::new(),
     })
 }

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use belfry_proto::v1;
+use belfry_proto::{objective, v1};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use shard_tools::store::{Created, Root, StoreError};
 
 use crate::core::LANE_DIGEST_BYTES;
@@ -23,13 +23,21 @@ const FILE_STEPS_MAX: u64 = 1 << 13;
 
 /// A receipt's figures, as the ledger's line, the metrics and the result say them.
 pub fn to_json(r: &v1::StepRecord) -> Value {
-    json!({
-        "step": r.step, "mlm_loss": r.mlm_loss, "itm_loss": r.itm_loss,
-        "mlm_accuracy": r.mlm_accuracy, "itm_accuracy": r.itm_accuracy,
-        "mlm_masked": r.mlm_masked, "pairs": r.pairs,
-        "unmasked_micro_batches": r.unmasked_micro_batches,
-        "sum_digest": r.sum_digest, "pairs_digest": r.pairs_digest,
-    })
+    let mut figures = Map::new();
+    figures.insert("step".into(), json!(r.step));
+    for one in &r.objectives {
+        for (key, value) in objective::figures(one) {
+            figures.insert(key, value);
+        }
+    }
+    for (key, value) in [
+        ("pairs", json!(r.pairs)),
+        ("sum_digest", json!(r.sum_digest)),
+        ("pairs_digest", json!(r.pairs_digest)),
+    ] {
+        figures.insert(key.into(), value);
+    }
+    Value::Object(figures)
 }
 
 /// A receipt as its line of the ledger.
@@ -59,10 +67,6 @@ pub fn from_line(line: &str) -> Result<v1::StepRecord, String> {
         let found = value[key].as_u64();
         found.ok_or_else(|| format!("a receipt without `{key}`"))
     };
-    let number = |key: &str| {
-        let found = value[key].as_f64();
-        found.ok_or_else(|| format!("a receipt without `{key}`"))
-    };
     let text = |key: &str| {
         let found = value[key].as_str().map(str::to_owned);
         found.ok_or_else(|| format!("a receipt without `{key}`"))
@@ -86,13 +90,8 @@ pub fn from_line(line: &str) -> Result<v1::StepRecord, String> {
     };
     Ok(v1::StepRecord {
         step: count("step")?,
-        mlm_loss: number("mlm_loss")?,
-        itm_loss: number("itm_loss")?,
-        mlm_accuracy: number("mlm_accuracy")?,
-        itm_accuracy: number("itm_accuracy")?,
-        mlm_masked: count("mlm_masked")?,
+        objectives: objective::from_figures(&value)?,
         pairs: count("pairs")?,
-        unmasked_micro_batches: count("unmasked_micro_batches")? as u32,
         sum_digest: text("sum_digest")?,
         pairs_digest: text("pairs_digest")?,
         first_position: position(0)?,
@@ -225,7 +224,10 @@ mod tests {
     fn receipt(step: u64, digest: &str) -> v1::StepRecord {
         v1::StepRecord {
             step,
-            mlm_loss: 0.1 + 0.2,
+            objectives: vec![
+                objective::mean_of("mlm", 0.1 + 0.2),
+                objective::mean_of("vqa", 2.0),
+            ],
             sum_digest: digest.into(),
             first_position: 4 * step,
             last_position: 4 * step + 3,

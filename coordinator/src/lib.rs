@@ -18,7 +18,10 @@ mod shell;
 pub mod stored;
 mod writer;
 
-pub use archive::{RESULT_FILE, checkpoints, evaluation_file, evaluations};
+pub use archive::{
+    RESULT_FILE, checkpoints, evaluation_file, evaluation_json, evaluation_told, evaluations,
+    parse_evaluation,
+};
 pub use candidate::{Candidacy, Candidate, lead};
 pub use error::CoordinatorError;
 pub use shell::{Outcome, ServeOptions, run_id, serve};

@@ -5,6 +5,7 @@
 pub mod ids;
 pub mod journal;
 pub mod lanes;
+pub mod objective;
 mod quarantine;
 
 /// Generated messages and services of `belfry.proto`.

@@ -9,17 +9,16 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, Task, ValidConfig};
+use belfry_data::{HostBatch, Targets};
 use belfry_model::phase::{PHASES, Phase};
-use belfry_model::{
-    Device, Draws, Gradient, GradientSum, ManagerTower, PretrainBatch, PretrainReports, Weights,
-    fill_normal,
-};
+use belfry_model::{Device, Gradient, GradientSum, ManagerTower, Weights, fill_normal};
 use belfry_proto::{LaneRange, v1};
 use belfry_worker::held::{HeldState, Place, StepWeights};
 use belfry_worker::open_device;
 use belfry_worker::optimizer::AdamW;
 use belfry_worker::partials::Partials;
 use belfry_worker::state::{TrainState, optimizer};
+use belfry_worker::task::{DeviceBatch, Keys, Reports};
 use tracing::{Span, trace_span};
 
 use crate::size::{step_macs, worker_bytes};
@@ -38,17 +37,13 @@ pub struct Rehearsal {
     state: Arc<HeldState>,
     weights: StepWeights,
     /// Device batches of one lane; every lane has the same.
-    batches: Vec<PretrainBatch>,
+    batches: Vec<DeviceBatch>,
     lanes: u32,
 }
 
 impl Rehearsal {
     /// A worker of `config` that computes `lanes` lanes per step, with random weights and pairs.
     pub fn new(config: &ValidConfig, lanes: u32) -> anyhow::Result<Self> {
-        ensure!(
-            config.model.task == Task::Pretrain,
-            "model.task: only `pretrain` can be trained yet, so only its step is measured"
-        );
         let most = config.batch.lanes;
         ensure!(
             (1..=most).contains(&lanes),
@@ -115,21 +110,22 @@ impl Rehearsal {
         Phase::begin(span, &self.device)
     }
 
-    fn lane(&mut self, lane: u32, reports: &mut Vec<PretrainReports>) -> anyhow::Result<Gradient> {
+    fn lane(&mut self, lane: u32, reports: &mut Vec<Reports>) -> anyhow::Result<Gradient> {
         let step = self.state.step();
         let weights = self.weights()?;
-        let root = Key::new(self.config.run.seed, Purpose::Dropout)
-            .with(step)
-            .with(u64::from(lane));
+        let group = u64::from(self.config.batch.device_batch);
+        let keys = |purpose, first: u64| -> Vec<Key> {
+            let root = Key::new(self.config.run.seed, purpose);
+            let root = root.with(step).with(u64::from(lane));
+            (first..first + group).map(|i| root.with(i)).collect()
+        };
         let mut sum = GradientSum::new(&weights);
-        let mut first = 0;
-        for batch in &self.batches {
-            let keys: Vec<Key> = (0..batch.micro_batches as u64)
-                .map(|i| root.with(first + i))
-                .collect();
-            first += keys.len() as u64;
-            let (draws, target) = (Draws::Keys(&keys), (&mut sum).into());
-            let report = self.tower.pretrain_step(&weights, batch, draws, target);
+        for (batch, number) in self.batches.iter().zip(0..) {
+            let keys = Keys {
+                draws: &keys(Purpose::Dropout, number * group),
+                negatives: &keys(Purpose::Negatives, number * group),
+            };
+            let report = batch.gradient(&self.tower, &weights, keys, (&mut sum).into());
             reports.push(report.with_context(|| format!("step {step}, lane {lane}"))?);
         }
         let _flat = self.phase(trace_span!(target: PHASES, "gradient collection"));
@@ -137,13 +133,18 @@ impl Rehearsal {
     }
 
     /// Losses are read when all lanes are through, as in a worker.
-    fn check(&self, reports: Vec<PretrainReports>) -> anyhow::Result<()> {
+    fn check(&self, reports: Vec<Reports>) -> anyhow::Result<()> {
         let _phase = self.phase(trace_span!(target: PHASES, "losses to host"));
+        let mut sums = Vec::new();
         for report in reports {
-            for one in report.read()? {
-                let finite = one.mlm_loss.is_finite() && one.itm_loss.is_finite();
-                ensure!(finite, "step {}: a loss is not finite", self.state.step());
-            }
+            report.add_to(&mut sums)?;
+        }
+        for sum in sums {
+            let (step, name) = (self.state.step(), &sum.name);
+            ensure!(
+                sum.loss.is_finite(),
+                "step {step}: the {name} loss is not finite"
+            );
         }
         Ok(())
     }
@@ -156,16 +157,19 @@ impl Rehearsal {
 
     /// Pairs of a step.
     pub fn pairs(&self) -> usize {
-        let lane: usize = self.batches.iter().map(PretrainBatch::rows).sum();
-        lane * self.lanes as usize
+        let batch = &self.config.batch;
+        (self.lanes * self.config.micro_batches_per_lane() * batch.micro_batch) as usize
     }
 
     /// Multiply-accumulates of a step.
     pub fn products(&self) -> f64 {
-        let labels = self.batches.iter().flat_map(|batch| &batch.mlm_labels);
-        let masked = labels.filter(|label| **label != IGNORED).count() as u64;
-        let masked = u64::from(self.lanes) * masked;
-        step_macs(&self.config, self.pairs() as u64, masked)
+        let text_len = self.config.data.text_len as usize;
+        let masked = (0..text_len).filter(|place| is_masked(*place)).count();
+        step_macs(
+            &self.config,
+            self.pairs() as u64,
+            (self.pairs() * masked) as u64,
+        )
     }
 
     /// SHA-256 of the parameters: steps that computed the same have the same.
@@ -195,55 +199,79 @@ pub fn synthetic_state(config: &ValidConfig) -> anyhow::Result<(ManagerTower, Tr
     Ok((tower, state))
 }
 
-/// A lane's device batches: random words and pixels; half of each micro-batch has a false image.
-fn lane_batches(config: &ValidConfig) -> Vec<PretrainBatch> {
-    let micro_batches = config.micro_batches_per_lane() as usize;
-    let group = config.batch.device_batch as usize;
-    let starts = (0..micro_batches).step_by(group);
-    starts
-        .map(|start| device_batch(config, start, group.min(micro_batches - start)))
-        .collect()
+/// A lane's device batches of random words and pixels.
+fn lane_batches(config: &ValidConfig) -> Vec<DeviceBatch> {
+    let (task, group) = (config.model.task, config.batch.device_batch);
+    let starts = (0..config.micro_batches_per_lane()).step_by(group as usize);
+    let batch = |first| {
+        let micro_batches = first..first + group;
+        DeviceBatch::new(task, micro_batches.map(|number| host_batch(config, number)))
+    };
+    starts.map(batch).collect()
 }
 
-fn device_batch(config: &ValidConfig, first: usize, micro_batches: usize) -> PretrainBatch {
-    let pairs = config.batch.micro_batch as usize;
-    let text_len = config.data.text_len as usize;
-    let rows = micro_batches * pairs;
-    let size = 3 * (config.model.image.size as usize).pow(2);
-    let mut batch = PretrainBatch {
-        micro_batches,
+fn is_masked(place: usize) -> bool {
+    place % TOKENS_PER_MASK == 1
+}
+
+/// Micro-batch `number` of a lane, whatever device batch it stands in; where images are told from
+/// false ones, half of them are false.
+fn host_batch(config: &ValidConfig, number: u32) -> HostBatch {
+    let task = config.model.task;
+    let (pairs, text_len) = (
+        config.batch.micro_batch as usize,
+        config.data.text_len as usize,
+    );
+    let side = config.model.image.size as usize;
+    let mut batch = HostBatch {
         pairs,
         text_len,
+        image_side: side,
         ..Default::default()
     };
-    for row in 0..rows {
-        // A row is the same whatever device batch it stands in.
-        let place = (first * pairs + row) as u64;
-        let key = Key::new(config.run.seed, Purpose::Pack).with(place);
+    for row in 0..pairs {
+        let place = number as usize * pairs + row;
+        let key = Key::new(config.run.seed, Purpose::Pack).with(place as u64);
         let vocab = u64::from(config.model.text.vocab);
         let ids = (0..text_len as u64).map(|i| 3 + key.below(i, vocab - 3) as i32);
         batch.ids.extend(ids);
-        let noise = |name: &str| {
-            let mut pixels = vec![0.0; size];
-            fill_normal(key.with_name(name), 0, 1.0, &mut pixels);
-            pixels
+        let noise = |name: &str, all: &mut Vec<f32>| {
+            let first = all.len();
+            all.resize(first + 3 * side * side, 0.0);
+            fill_normal(key.with_name(name), 0, 1.0, &mut all[first..]);
         };
-        let image = noise("image");
-        let matches = row % pairs < pairs.div_ceil(2);
-        batch.itm_labels.push(i32::from(matches));
-        if matches {
-            batch.itm_images.extend_from_slice(&image);
-        } else {
-            batch.itm_images.extend(noise("false image"));
+        noise("image", &mut batch.images);
+        batch.image_ids.push(place as u64);
+        match task {
+            Task::Pretrain => {
+                let matches = row < pairs.div_ceil(2);
+                batch.itm_labels.push(i32::from(matches));
+                if !matches {
+                    noise("false image", &mut batch.false_images);
+                }
+            }
+            Task::Nlvr2 => noise("second image", &mut batch.second_images),
+            _ => {}
         }
-        batch.images.extend(image);
     }
-    batch.masked_ids.clone_from(&batch.ids);
-    batch.text_mask = vec![1.0; batch.ids.len()];
-    let label = |(i, id): (usize, &i32)| {
-        let predicted = i % text_len % TOKENS_PER_MASK == 1;
-        if predicted { *id } else { IGNORED }
+    batch.text_mask = vec![1; batch.ids.len()];
+    if matches!(task, Task::Pretrain | Task::PretrainItc) {
+        batch.masked_ids.clone_from(&batch.ids);
+        let label = |(i, id): (usize, &i32)| match is_masked(i % text_len) {
+            true => *id,
+            false => IGNORED,
+        };
+        batch.mlm_labels = batch.ids.iter().enumerate().map(label).collect();
+    }
+    batch.targets = match task {
+        Task::Vqa => Targets::Scores {
+            answers: config.model.head.answers as usize,
+            rows: vec![vec![(0, 1.0)]; pairs],
+        },
+        Task::SnliVe | Task::Nlvr2 => {
+            Targets::Classes((0..pairs as i32).map(|row| row % 2).collect())
+        }
+        _ => Targets::None,
     };
-    batch.mlm_labels = batch.ids.iter().enumerate().map(label).collect();
     batch
 }

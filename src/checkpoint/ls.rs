@@ -2,8 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use belfry_coordinator::evaluation_file;
+use anyhow::bail;
 use belfry_coordinator::stored::{self, Stored};
+use belfry_coordinator::{evaluation_file, evaluation_json, evaluation_told, parse_evaluation};
+use belfry_proto::v1;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shard_tools::store::{Root, StoreError};
@@ -23,7 +25,7 @@ pub struct Arguments {
 /// A line of the table.
 struct Line {
     stored: Stored,
-    evaluation: Option<Value>,
+    evaluation: Option<v1::Evaluated>,
     cost: Option<Value>,
 }
 
@@ -48,8 +50,8 @@ pub async fn ls(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     println!(
-        "{:>10}  {:<19}  {:>9}  {:>5}  {:<34}  state",
-        "step", "made (UTC)", "size", "parts", "evaluation"
+        "{:>10}  {:<19}  {:>9}  {:>5}  {:<31}  evaluation",
+        "step", "made (UTC)", "size", "parts", "state"
     );
     for line in &lines {
         println!("{}", line.text());
@@ -57,11 +59,15 @@ pub async fn ls(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn evaluation(root: &Root, step: u64) -> Result<Option<Value>, StoreError> {
-    match root.get(&evaluation_file(step)).await {
-        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+async fn evaluation(root: &Root, step: u64) -> anyhow::Result<Option<v1::Evaluated>> {
+    let file = evaluation_file(step);
+    match root.get(&file).await {
+        Ok(text) => match parse_evaluation(&text) {
+            Ok(evaluated) => Ok(Some(evaluated)),
+            Err(why) => bail!("{root}/{file}: {why}"),
+        },
         Err(StoreError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -89,29 +95,13 @@ impl Line {
     fn text(&self) -> String {
         let stored = &self.stored;
         let made = stored.made.map_or("-".into(), time);
-        let number = |key: &str| self.evaluation.as_ref().and_then(|e| e[key].as_f64());
-        let evaluation = [
-            ("MLM", "mlm_loss", "mlm_accuracy"),
-            ("ITM", "itm_loss", "itm_accuracy"),
-        ];
-        let evaluation = evaluation.iter().filter_map(|(name, loss, accuracy)| {
-            Some(format!(
-                "{name} {:.4} ({:.3})",
-                number(loss)?,
-                number(accuracy)?
-            ))
-        });
-        let evaluation: Vec<String> = evaluation.collect();
-        let evaluation = match evaluation.is_empty() {
-            true => "-".into(),
-            false => evaluation.join(" "),
-        };
+        let evaluation = self.evaluation.as_ref().map_or("-".into(), evaluation_told);
         let mut state = self.state().to_owned();
         if let (Some(at), false) = (stored.verified, stored.corrupt) {
             state += &format!(" {}", time(at));
         }
         format!(
-            "{:>10}  {made:<19}  {:>9}  {:>5}  {evaluation:<34}  {state}",
+            "{:>10}  {made:<19}  {:>9}  {:>5}  {state:<31}  {evaluation}",
             stored.step,
             gigabytes(stored.bytes() as f64),
             stored.parts().count()
@@ -124,7 +114,8 @@ impl Line {
             "step": stored.step, "made": seconds(stored.made), "bytes": stored.bytes(),
             "parts": stored.parts().count(), "usable": stored.is_usable(),
             "corrupt": stored.corrupt, "verified": seconds(stored.verified),
-            "state": self.state(), "evaluation": self.evaluation, "cost": self.cost,
+            "state": self.state(), "cost": self.cost,
+            "evaluation": self.evaluation.as_ref().map(evaluation_json),
         })
     }
 }

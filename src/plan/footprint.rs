@@ -5,7 +5,7 @@ use belfry_configs::ValidConfig;
 use belfry_coordinator::core::LANE_DIGEST_BYTES;
 use belfry_coordinator::ledger;
 use belfry_model::ManagerTower;
-use belfry_proto::{Digest, v1};
+use belfry_proto::{Digest, objective, v1};
 use prost::Message as _;
 use serde::Serialize;
 
@@ -62,17 +62,22 @@ impl Footprint {
     }
 }
 
+/// As many as a task has, but for contrastive pre-training's third.
+const OBJECTIVES: [&str; 2] = ["mlm", "itm"];
+
 /// A receipt of numbers as long as they come.
 fn receipt(config: &ValidConfig) -> v1::StepRecord {
     let digest = Digest(u128::MAX / 3).to_string();
     let step = config.run.steps;
     v1::StepRecord {
         step,
-        mlm_loss: 1.0 / 3.0,
-        itm_loss: 1.0 / 3.0,
-        mlm_accuracy: 1.0 / 3.0,
-        itm_accuracy: 1.0 / 3.0,
-        mlm_masked: u64::from(config.batch.global_batch) * 8,
+        objectives: OBJECTIVES
+            .map(|name| v1::Objective {
+                accuracy: 1.0 / 3.0,
+                rows: u64::from(config.batch.global_batch) * 8,
+                ..objective::mean_of(name, 1.0 / 3.0)
+            })
+            .to_vec(),
         pairs: config.batch.global_batch.into(),
         sum_digest: digest.clone(),
         pairs_digest: digest,
@@ -88,11 +93,13 @@ fn ready(lanes: u32) -> v1::Ready {
     let digest = Digest(u128::MAX / 3).to_bytes();
     let report = |lane| v1::LaneReport {
         lane: lane + 100,
-        mlm_loss: 1.0,
-        itm_loss: 1.0,
-        mlm_masked: 200,
-        mlm_correct: 200,
-        itm_correct: 20,
+        objectives: OBJECTIVES
+            .map(|name| v1::ObjectiveSum {
+                score: 200.0,
+                rows: 200,
+                ..objective::sum_of(name, 1.0)
+            })
+            .to_vec(),
         pairs: 32,
         pairs_digest: digest.clone(),
         ..Default::default()

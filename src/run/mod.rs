@@ -12,8 +12,9 @@ mod watch;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use belfry_configs::{Task, Timeouts};
+use anyhow::{Context as _, anyhow, bail};
+use belfry_configs::Timeouts;
+use belfry_coordinator::{evaluation_told, parse_evaluation};
 use clap::Args;
 use shard_tools::manifest::sha256;
 use shard_tools::store::Root;
@@ -57,12 +58,6 @@ pub struct RunArguments {
 pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let begun = Instant::now();
     let config = belfry_configs::load(&arguments.config, &arguments.settings)?;
-    if config.model.task != Task::Pretrain {
-        bail!(
-            "model.task: only `pretrain` can be trained yet; the heads of the other tasks are in the \
-             model, their data is not"
-        );
-    }
     let lanes = config.batch.lanes;
     if arguments.workers == 0 || arguments.workers < config.cluster.min_workers {
         bail!(
@@ -191,15 +186,9 @@ async fn finish(root: &Root, begun: Instant, restarts: u32, peak: u64) -> anyhow
     let result: serde_json::Value =
         serde_json::from_slice(&text).with_context(|| format!("{root}/result.json"))?;
     for evaluation in result["evaluations"].as_array().into_iter().flatten() {
-        let number = |key: &str| evaluation[key].as_f64().unwrap_or(f64::NAN);
-        eprintln!(
-            "validation at step {}: MLM loss {:.4}, MLM accuracy {:.3}, ITM loss {:.4}, ITM accuracy {:.3}",
-            evaluation["step"],
-            number("mlm_loss"),
-            number("mlm_accuracy"),
-            number("itm_loss"),
-            number("itm_accuracy")
-        );
+        let parsed = parse_evaluation(evaluation.to_string().as_bytes());
+        let e = parsed.map_err(|why| anyhow!("{root}/result.json: {why}"))?;
+        eprintln!("validation at step {}: {}", e.step, evaluation_told(&e));
     }
     eprintln!(
         "weights            {root}/{}",

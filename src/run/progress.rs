@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use belfry_coordinator::evaluation_told;
+use belfry_proto::objective;
 use belfry_proto::v1::{self, RunEvent};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -91,8 +93,9 @@ impl Progress {
         }
         if let Some(e) = &event.evaluated {
             self.say(&format!(
-                "validation at step {}: MLM loss {:.4}, accuracy {:.3}; ITM loss {:.4}, accuracy {:.3}",
-                e.step, e.mlm_loss, e.mlm_accuracy, e.itm_loss, e.itm_accuracy
+                "validation at step {}: {}",
+                e.step,
+                evaluation_told(e)
             ));
         }
         if let Some(record) = &event.committed {
@@ -109,13 +112,14 @@ impl Progress {
         let (since, first) = *self.begun.get_or_insert((Instant::now(), r.step));
         self.pairs += if r.step > first { r.pairs } else { 0 };
         let rate = self.pairs as f64 / since.elapsed().as_secs_f64().max(1e-9);
+        let objective = |one: &v1::Objective| {
+            let (title, loss) = (objective::title(&one.name), one.loss);
+            format!("{title} {loss:.3} ({:.2})", one.accuracy)
+        };
+        let objectives: Vec<String> = r.objectives.iter().map(objective).collect();
         let text = format!(
-            "MLM {:.3} ({:.2}) ITM {:.3} ({:.2}) {rate:.1} pairs/s, generation {}, {} workers, \
-             {} restarts",
-            r.mlm_loss,
-            r.mlm_accuracy,
-            r.itm_loss,
-            r.itm_accuracy,
+            "{} {rate:.1} pairs/s, generation {}, {} workers, {} restarts",
+            objectives.join(" "),
             event.generation,
             event.workers,
             self.restarts

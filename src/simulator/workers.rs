@@ -1,7 +1,7 @@
 //! The workers' shells in the simulation: processes, devices, states.
 
-use belfry_proto::Digest;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
+use belfry_proto::{Digest, objective};
 use belfry_worker::core as work;
 
 use super::arithmetic::{
@@ -58,7 +58,7 @@ pub(super) fn lane_report(step: u64, lane: u32, shard: u32) -> v1::LaneReport {
     v1::LaneReport {
         lane,
         pairs: 1,
-        mlm_loss: f64::from(lane) * 0.1,
+        objectives: vec![objective::sum_of("mlm", f64::from(lane) * 0.1)],
         pairs_digest: lane_digest(lane, shard).to_bytes(),
         substituted: u64::from(shard != first_choice(step, lane)),
         ..Default::default()

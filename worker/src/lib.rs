@@ -1,7 +1,7 @@
 //! A worker: one process, one device, some lanes of a run.
 //!
 //! [`run`] is the whole of it. Rooms, in the order of the walk of a sample: `device` (what it owns),
-//! `train_step` (host batches to lane gradients), `partials` (lane gradients to tree nodes), the
+//! `train_step` (host batches to lane gradients, through the `task`'s heads and losses), `partials` (lane gradients to tree nodes), the
 //! collective (nodes to one sum), `core` (when what may happen), `optimizer`, `state` and `held`
 //! (the sum applied), `snapshot` and `checkpoint` (the state made durable); `weights` brings in what a run begins
 //! with. `session` is the shell around them, `link` the line to the coordinator.
@@ -30,6 +30,7 @@ mod session;
 mod snapshot;
 mod staging;
 pub mod state;
+pub mod task;
 mod train_step;
 mod transport;
 pub mod weights;

@@ -14,13 +14,10 @@ use std::time::Instant;
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, ValidConfig};
 use belfry_data::{
-    DataError, DataPlane, DatasetIdentity, HostBatch, Quarantine, Split, identities, pairs_digest,
+    DataError, DataPlane, DatasetIdentity, Quarantine, Split, identities, pairs_digest,
 };
-use belfry_model::{
-    Device, Draws, GradientSum, ManagerTower, MicroBatchReport, ModelError, PretrainBatch,
-    PretrainReports, Weights,
-};
-use belfry_proto::{Digest, v1};
+use belfry_model::{Device, GradientSum, ManagerTower, ModelError, Weights};
+use belfry_proto::{Digest, objective, v1};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
@@ -28,6 +25,7 @@ use crate::core::{Event, LateReports};
 use crate::device;
 use crate::error::WorkerError;
 use crate::held::{HeldState, Place, StepWeights};
+use crate::task::{DeviceBatch, Keys, Reports};
 
 /// Jobs that may wait for the compute thread: one lane, and what comes between lanes.
 const JOBS_MAX: usize = 8;
@@ -150,7 +148,7 @@ struct Room {
 struct Waiting {
     step: u64,
     begun: Option<Instant>,
-    unread: BTreeMap<u32, (v1::LaneReport, Vec<PretrainReports>)>,
+    unread: BTreeMap<u32, (v1::LaneReport, Vec<Reports>)>,
     read: BTreeMap<u32, v1::LaneReport>,
 }
 
@@ -238,9 +236,10 @@ impl Room {
             }
         };
         let weights = self.weights(state)?;
-        let root = Key::new(self.config.run.seed, Purpose::Dropout)
-            .with(step)
-            .with(u64::from(lane));
+        let root = |purpose| {
+            let root = Key::new(self.config.run.seed, purpose);
+            root.with(step).with(u64::from(lane))
+        };
         let mut sum = GradientSum::new(&weights);
         let mut report = v1::LaneReport {
             lane,
@@ -249,19 +248,24 @@ impl Room {
         let mut reports = Vec::new();
         let group = self.config.batch.device_batch as usize;
         let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
+        report.pairs = ids.clone().count() as u64;
         report.pairs_digest = Digest(pairs_digest(ids)).to_bytes();
         report.substituted = self.substituted(step, lane, quarantine);
         let mut batches = batches.into_iter();
         for first in (0..self.config.micro_batches_per_lane() as usize).step_by(group) {
-            let keys: Vec<Key> = (first..first + group)
-                .map(|i| root.with(i as u64))
-                .collect();
-            let inputs = device_batch(batches.by_ref().take(group));
-            let target = (&mut sum).into();
-            let step = self
-                .model
-                .pretrain_step(&weights, &inputs, Draws::Keys(&keys), target);
-            reports.push(step.map_err(|e| at(&e))?);
+            let keys = |purpose| -> Vec<Key> {
+                let micro_batches = first..first + group;
+                micro_batches
+                    .map(|i| root(purpose).with(i as u64))
+                    .collect()
+            };
+            let keys = Keys {
+                draws: &keys(Purpose::Dropout),
+                negatives: &keys(Purpose::Negatives),
+            };
+            let batch = DeviceBatch::new(self.config.model.task, batches.by_ref().take(group));
+            let report = batch.gradient(&self.model, &weights, keys, (&mut sum).into());
+            reports.push(report.map_err(|e| at(&e))?);
         }
         let mut seconds = 0.0;
         if weights.on_host() {
@@ -316,29 +320,38 @@ impl Room {
             return Err("data.train or data.validation was replaced while the run trained".into());
         }
         let weights = self.weights(state)?;
-        let mut sum = v1::LaneReport::default();
-        let mut micro_batches = 0u32;
+        let (task, model) = (self.config.model.task, &self.model);
+        let negatives = Key::new(self.config.run.seed, Purpose::Negatives);
+        let (mut sums, mut micro_batches, mut pairs) = (Vec::new(), 0u32, 0u64);
         for batch in data.evaluation_batches() {
             let batch = batch.map_err(|e| e.to_string())?;
-            let inputs = device_batch(std::iter::once(batch));
-            let reports = self.model.pretrain_evaluate(&weights, &inputs);
-            for one in &reports.map_err(|e| e.to_string())? {
-                add_report(&mut sum, one);
-                micro_batches += 1;
-            }
+            pairs += batch.pairs as u64;
+            micro_batches += 1;
+            let batch = DeviceBatch::new(task, std::iter::once(batch));
+            let judged = batch.evaluate(model, &weights, negatives, &mut sums);
+            judged.map_err(|e| e.to_string())?;
         }
-        let mean = |total: f64, count: f64| if count > 0.0 { total / count } else { 0.0 };
-        let with_tokens = f64::from(micro_batches - sum.unmasked_micro_batches);
         Ok(v1::Evaluated {
             step: state.step(),
-            mlm_loss: mean(sum.mlm_loss, with_tokens),
-            mlm_accuracy: mean(sum.mlm_correct as f64, sum.mlm_masked as f64),
-            itm_loss: mean(sum.itm_loss, f64::from(micro_batches)),
-            itm_accuracy: mean(sum.itm_correct as f64, sum.pairs as f64),
-            pairs: sum.pairs,
+            figures: sums
+                .iter()
+                .flat_map(|sum| figures(sum, micro_batches))
+                .collect(),
+            pairs,
             error: String::new(),
         })
     }
+}
+
+/// An objective's mean over the micro-batches that had a row of it, and its accuracy.
+fn figures(sum: &v1::ObjectiveSum, micro_batches: u32) -> Vec<v1::Figure> {
+    let figure = |name, value| v1::Figure { name, value };
+    let judged = f64::from(micro_batches - sum.empty);
+    let loss = if judged > 0.0 { sum.loss / judged } else { 0.0 };
+    vec![
+        figure(objective::loss_key(&sum.name), loss),
+        figure(objective::accuracy_key(&sum.name), objective::share(sum)),
+    ]
 }
 
 /// What the configured datasets are, for the coordinator to compare.
@@ -355,50 +368,9 @@ fn identity(config: &ValidConfig) -> Result<Vec<v1::Dataset>, WorkerError> {
 }
 
 /// Adds what the device says of a lane's device batches, in their order.
-fn read_reports(
-    report: &mut v1::LaneReport,
-    parts: Vec<PretrainReports>,
-) -> Result<(), ModelError> {
+fn read_reports(report: &mut v1::LaneReport, parts: Vec<Reports>) -> Result<(), ModelError> {
     for part in parts {
-        for one in &part.read()? {
-            add_report(report, one);
-        }
+        part.add_to(&mut report.objectives)?;
     }
     Ok(())
-}
-
-fn add_report(sum: &mut v1::LaneReport, one: &MicroBatchReport) {
-    sum.mlm_loss += one.mlm_loss;
-    sum.itm_loss += one.itm_loss;
-    sum.mlm_masked += u64::from(one.mlm_masked);
-    sum.mlm_correct += u64::from(one.mlm_correct);
-    sum.itm_correct += u64::from(one.itm_correct);
-    sum.pairs += u64::from(one.pairs);
-    sum.unmasked_micro_batches += u32::from(one.mlm_masked == 0);
-}
-
-/// Micro-batches side by side in one forward pass. The first one's vectors are taken as they are.
-fn device_batch(batches: impl Iterator<Item = HostBatch>) -> PretrainBatch {
-    let mut inputs = PretrainBatch::default();
-    for batch in batches {
-        inputs.micro_batches += 1;
-        (inputs.pairs, inputs.text_len) = (batch.pairs, batch.text_len);
-        batch.itm_images(&mut inputs.itm_images);
-        join(&mut inputs.ids, batch.ids);
-        join(&mut inputs.masked_ids, batch.masked_ids);
-        join(&mut inputs.mlm_labels, batch.mlm_labels);
-        let mask = batch.text_mask.into_iter();
-        inputs.text_mask.extend(mask.map(f32::from));
-        join(&mut inputs.images, batch.images);
-        join(&mut inputs.itm_labels, batch.itm_labels);
-    }
-    inputs
-}
-
-fn join<T>(all: &mut Vec<T>, mut more: Vec<T>) {
-    if all.is_empty() {
-        *all = more;
-    } else {
-        all.append(&mut more);
-    }
 }

@@ -4,6 +4,8 @@
 //! that `belfry audit` can name the lane of a step that trained others. All lanes of a step stand at
 //! the same positions of their streams, which are kept once.
 
+use belfry_proto::objective;
+
 use super::*;
 
 /// Bytes that a receipt keeps of each lane's digest: a wrong lane passes once in 2^64.
@@ -52,8 +54,9 @@ impl Core {
         let mut receipt = folded(lanes.values().copied(), f64::from(self.s.micro_batches));
         if skipped {
             // No number in JSON says what they are.
-            for loss in [&mut receipt.mlm_loss, &mut receipt.itm_loss] {
-                *loss = if loss.is_finite() { *loss } else { 0.0 };
+            for objective in &mut receipt.objectives {
+                let loss = objective.loss;
+                objective.loss = if loss.is_finite() { loss } else { 0.0 };
             }
         }
         Ok(v1::StepRecord {
@@ -77,33 +80,16 @@ fn folded<'a>(
     let mut pairs_digest = Digest(0);
     let mut lane_digests = Vec::new();
     for lane in lanes {
-        sum.mlm_loss += lane.mlm_loss;
-        sum.itm_loss += lane.itm_loss;
-        sum.mlm_masked += lane.mlm_masked;
-        sum.mlm_correct += lane.mlm_correct;
-        sum.itm_correct += lane.itm_correct;
+        objective::add(&mut sum.objectives, &lane.objectives);
         sum.pairs += lane.pairs;
-        sum.unmasked_micro_batches += lane.unmasked_micro_batches;
         sum.substituted += lane.substituted;
         let digest = Digest::from_bytes(&lane.pairs_digest).unwrap_or(Digest(0));
         pairs_digest = pairs_digest.fold(digest);
         lane_digests.extend_from_slice(&digest.0.to_le_bytes()[..LANE_DIGEST_BYTES]);
     }
-    let share = |part: u64, of: u64| {
-        if of == 0 {
-            0.0
-        } else {
-            part as f64 / of as f64
-        }
-    };
     v1::StepRecord {
-        mlm_loss: sum.mlm_loss / micro_batches,
-        itm_loss: sum.itm_loss / micro_batches,
-        mlm_accuracy: share(sum.mlm_correct, sum.mlm_masked),
-        itm_accuracy: share(sum.itm_correct, sum.pairs),
-        mlm_masked: sum.mlm_masked,
+        objectives: objective::means(&sum.objectives, micro_batches),
         pairs: sum.pairs,
-        unmasked_micro_batches: sum.unmasked_micro_batches,
         pairs_digest: pairs_digest.to_string(),
         lane_digests,
         substituted: sum.substituted,

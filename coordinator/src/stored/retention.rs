@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use belfry_configs::Checkpoint;
-use belfry_proto::v1;
+use belfry_proto::{objective, v1};
 
 /// The steps of `usable` that are kept: the last `keep_last` (0: all), every multiple of
 /// `keep_every_steps`, and the best by `keep_best`. The newest always is.
@@ -40,15 +40,16 @@ pub fn kept(
     kept
 }
 
-/// Greater is better.
+/// Greater is better; an evaluation without the figure has no score.
 fn score(evaluated: &v1::Evaluated, metric: belfry_configs::Metric) -> f64 {
     use belfry_configs::Metric;
-    match metric {
-        Metric::MlmLoss => -evaluated.mlm_loss,
-        Metric::MlmAccuracy => evaluated.mlm_accuracy,
-        Metric::ItmLoss => -evaluated.itm_loss,
-        Metric::ItmAccuracy => evaluated.itm_accuracy,
-    }
+    let (name, sign) = match metric {
+        Metric::MlmLoss => ("mlm_loss", -1.0),
+        Metric::MlmAccuracy => ("mlm_accuracy", 1.0),
+        Metric::ItmLoss => ("itm_loss", -1.0),
+        Metric::ItmAccuracy => ("itm_accuracy", 1.0),
+    };
+    objective::figure(evaluated, name).map_or(f64::NAN, |value| sign * value)
 }
 
 #[cfg(test)]
@@ -67,10 +68,16 @@ mod tests {
 
     fn kept_of(steps: &[u64], settings: &Checkpoint) -> Vec<u64> {
         let evaluated = |(step, itm_accuracy, mlm_loss): (u64, f64, f64)| {
+            let figure = |name: &str, value| v1::Figure {
+                name: name.into(),
+                value,
+            };
             let evaluated = v1::Evaluated {
                 step,
-                itm_accuracy,
-                mlm_loss,
+                figures: vec![
+                    figure("itm_accuracy", itm_accuracy),
+                    figure("mlm_loss", mlm_loss),
+                ],
                 ..Default::default()
             };
             (step, evaluated)

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use belfry_coordinator::core::{Core, Durable, Effect, Event, Settings};
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
-use belfry_proto::{Digest, LaneRange};
+use belfry_proto::{Digest, LaneRange, objective};
 
 use super::super::timing::Rounds;
 
@@ -161,7 +161,9 @@ impl Crowd {
         let report = |lane| v1::LaneReport {
             lane,
             pairs: self.pairs_per_lane,
-            mlm_loss: 1.0,
+            objectives: ["mlm", "itm"]
+                .map(|name| objective::sum_of(name, 1.0))
+                .to_vec(),
             pairs_digest: Digest(u128::from(lane)).to_bytes(),
             ..Default::default()
         };

@@ -12,7 +12,7 @@ use crate::gradient::Target;
 use crate::heads::Heads;
 use crate::loss::GroupLoss;
 use crate::pass::Trace;
-use crate::scored::{Run, Scored};
+use crate::scored::{Losses, Run, Scored};
 use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::Weights;
 
@@ -29,7 +29,22 @@ impl ManagerTower {
         draws: Draws<'_>,
         gradient: impl Into<Target<'a>>,
     ) -> Result<Vec<ClassifyReport>, ModelError> {
-        self.classify(batch, Run::training(weights, draws, gradient.into())?)
+        self.classify_step(weights, batch, draws, gradient.into())?
+            .read()
+    }
+
+    /// The same with the reports left where they are until somebody asks.
+    ///
+    /// # Errors
+    /// As [`ManagerTower::classify_gradient`].
+    pub fn classify_step(
+        &self,
+        weights: &Weights,
+        batch: &ClassifyBatch,
+        draws: Draws<'_>,
+        gradient: Target<'_>,
+    ) -> Result<ClassifyReports, ModelError> {
+        self.classify(batch, Run::training(weights, draws, gradient)?)
     }
 
     /// The same reports without gradient, dropout or noise.
@@ -41,7 +56,8 @@ impl ManagerTower {
         weights: &Weights,
         batch: &ClassifyBatch,
     ) -> Result<Vec<ClassifyReport>, ModelError> {
-        self.classify(batch, Run::evaluation(&weights.without_gradient()))
+        self.classify(batch, Run::evaluation(&weights.without_gradient()))?
+            .read()
     }
 
     /// As [`ManagerTower::classify_evaluate`] with given draws, and shows every intermediate tensor.
@@ -57,10 +73,10 @@ impl ManagerTower {
         let mut trace = Trace::default();
         let weights = weights.without_gradient();
         let reports = self.classify(batch, Run::traced(&weights, draws, &mut trace))?;
-        Ok((reports, trace))
+        Ok((reports.read()?, trace))
     }
 
-    fn classify(&self, batch: &ClassifyBatch, run: Run) -> Result<Vec<ClassifyReport>, ModelError> {
+    fn classify(&self, batch: &ClassifyBatch, run: Run) -> Result<ClassifyReports, ModelError> {
         let Heads::Classify(head) = &self.heads else {
             return Err(self.other_task("vqa, snli_ve or nlvr2"));
         };
@@ -91,12 +107,27 @@ impl ManagerTower {
             groups: (0..batch.rows()).map(|row| row / batch.pairs).collect(),
         };
         let losses = scored.finish(pass, batch.micro_batches, run.gradient)?;
-        let losses = losses.read()?;
+        Ok(ClassifyReports { losses })
+    }
+}
+
+/// What happened in the micro-batches of a device batch; perhaps the device has it still.
+#[derive(Debug)]
+pub struct ClassifyReports {
+    losses: Losses,
+}
+
+impl ClassifyReports {
+    /// One report per micro-batch. From a device of its own this waits for the losses.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`] if the device does not give them back.
+    pub fn read(self) -> Result<Vec<ClassifyReport>, ModelError> {
         let report = |loss: GroupLoss| ClassifyReport {
             loss: loss.mean,
             score: loss.score,
             pairs: loss.rows,
         };
-        Ok(losses.into_iter().map(report).collect())
+        Ok(self.losses.read()?.into_iter().map(report).collect())
     }
 }

@@ -121,7 +121,7 @@ pub enum Target<'a> {
 
 impl Target<'_> {
     /// The same for a shorter time.
-    pub(crate) fn again(&mut self) -> Target<'_> {
+    pub fn again(&mut self) -> Target<'_> {
         match self {
             Target::Host(sum) => Target::Host(sum),
             Target::Device(sum) => Target::Device(sum),

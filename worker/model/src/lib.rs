@@ -60,6 +60,7 @@ pub use batch::{
     RetrievalReport,
 };
 pub use burn::tensor::Device;
+pub use classify::ClassifyReports;
 pub use draws::Draws;
 pub use error::ModelError;
 pub use gathered::GatheredBatch;

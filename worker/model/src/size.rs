@@ -134,6 +134,18 @@ pub fn total(modules: &[ModuleSize]) -> Share {
     modules.iter().map(|module| module.share).sum()
 }
 
+/// Multiply-accumulates of both towers and their transforms: what is computed of a text and of an
+/// image alone.
+pub fn tower_macs(modules: &[ModuleSize]) -> u64 {
+    let own =
+        |module: &&ModuleSize| module.name.ends_with("tower") || module.name.ends_with("transform");
+    modules
+        .iter()
+        .filter(own)
+        .map(|module| module.share.macs)
+        .sum()
+}
+
 /// Bytes of a share's activations, of one pair.
 pub fn activation_bytes(share: Share) -> u64 {
     F32 * share.activations

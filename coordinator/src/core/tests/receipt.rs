@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use belfry_proto::objective;
+
 use super::*;
 use crate::ledger;
 
@@ -60,7 +62,9 @@ fn receipts_cost_less_than_a_hundredth_of_a_step() {
         let lanes = (id as u32 * 16..(id as u32 + 1) * 16).map(|lane| v1::LaneReport {
             lane,
             pairs: 32,
-            mlm_loss: f64::from(lane) + 0.1,
+            objectives: ["mlm", "itm"]
+                .map(|name| objective::sum_of(name, f64::from(lane) + 0.1))
+                .to_vec(),
             pairs_digest: Digest(u128::from(lane) << 64 | 0x1234_5678).to_bytes(),
             ..Default::default()
         });

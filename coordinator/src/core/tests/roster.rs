@@ -1,6 +1,8 @@
 //! Who takes part: minimum and maximum, spares, workers that flap or leave, lanes by speed, draining,
 //! and what is said of it all.
 
+use belfry_proto::objective;
+
 use super::*;
 
 fn beat(core: &mut Core, now: Millis, id: u64, phase: &str) -> Vec<Effect> {
@@ -286,7 +288,7 @@ fn a_gradient_that_is_not_finite_is_skipped_where_that_is_the_policy() {
     let lanes = (0..4).map(|lane| v1::LaneReport {
         lane,
         pairs: 1,
-        mlm_loss: f64::NAN,
+        objectives: vec![objective::sum_of("mlm", f64::NAN)],
         ..Default::default()
     });
     let ready = v1::Ready {
@@ -300,7 +302,7 @@ fn a_gradient_that_is_not_finite_is_skipped_where_that_is_the_policy() {
     assert_eq!(core.committed, 1);
     assert!(reasons(&effects).contains(&Reason::StepSkipped));
     let receipt = &core.receipts[&0];
-    assert!(receipt.skipped && receipt.mlm_loss == 0.0);
+    assert!(receipt.skipped && receipt.objectives[0].loss == 0.0);
     let line = crate::ledger::to_line(receipt);
     assert_eq!(
         crate::ledger::from_line(&line).as_ref(),
