@@ -352,7 +352,6 @@ impl World {
         if let Some((generation, ..)) = newest {
             // What nobody waits in is remembered for the generation only.
             self.exchanges
-                
                 .retain(|(g, ..), e| *g >= generation || !e.joined.is_empty());
         }
     }

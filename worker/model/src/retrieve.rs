@@ -96,20 +96,22 @@ impl ManagerTower {
         Ok((report, trace))
     }
 
-    /// Brings the temperature back between its bounds. The authors do this in place before every
-    /// forward pass; here weights do not change in a pass, so it belongs behind every update.
-    /// Models without a contrastive loss have nothing to do.
-    pub fn clamp_temperature(&self, params: &mut [f32]) {
-        if let Heads::Contrast { itc, .. } = &self.heads {
-            let [low, high] = TEMPERATURE_BOUNDS;
-            let offset = self.table().offset(itc.temperature);
-            params[offset] = params[offset].clamp(low, high);
-        }
+    /// The place of the temperature in the flat parameters and the bounds between which every update
+    /// brings it back; the authors do this in place before every forward pass, and here weights do
+    /// not change in a pass. `None` of a model without a contrastive loss.
+    pub fn bounded_temperature(&self) -> Option<(usize, [f32; 2])> {
+        let Heads::Contrast { itc, .. } = &self.heads else {
+            return None;
+        };
+        let place = self.table().offset(itc.temperature);
+        Some((place, TEMPERATURE_BOUNDS))
     }
 
-    /// Whether masked words are predicted beside the contrast.
-    pub fn predicts_words(&self) -> bool {
-        matches!(&self.heads, Heads::Contrast { mlm: Some(_), .. })
+    /// Brings the temperature back between its bounds.
+    pub fn clamp_temperature(&self, params: &mut [f32]) {
+        if let Some((offset, [low, high])) = self.bounded_temperature() {
+            params[offset] = params[offset].clamp(low, high);
+        }
     }
 
     fn retrieve(
