@@ -114,6 +114,11 @@ impl ManagerTower {
         }
     }
 
+    /// Whether masked words are predicted beside the contrast.
+    pub fn predicts_words(&self) -> bool {
+        matches!(&self.heads, Heads::Contrast { mlm: Some(_), .. })
+    }
+
     fn retrieve(
         &self,
         batch: &RetrievalBatch,
