@@ -106,9 +106,8 @@ impl Common {
 
 /// Resolves when this process is asked to end: by a signal, or by its launcher's end.
 pub async fn shutdown(follow_stdin: bool) {
-    let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .expect("the signal exists");
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .expect("the signal exists");
     let closed = async {
         if !follow_stdin {
             std::future::pending::<()>().await;

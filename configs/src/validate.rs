@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use crate::figures;
 use crate::layers::ConfigError;
-use crate::model::{Manager, ManagerWeight, System};
+use crate::model::{ContrastiveScope, Manager, ManagerWeight, System, Task};
 use crate::precision::Matmul;
 use crate::run_config::RunConfig;
 
@@ -89,6 +89,18 @@ pub(crate) fn at_least_one(key: &str, value: u64) -> Result<(), ConfigError> {
 }
 
 impl RunConfig {
+    /// Whether the task has a contrastive loss.
+    fn is_contrastive(&self) -> bool {
+        matches!(self.model.task, Task::Retrieval | Task::PretrainItc)
+    }
+
+    /// Whether a lane's gradient needs features of all lanes first: the contrast is of the whole
+    /// global batch.
+    pub fn gathers(&self) -> bool {
+        let whole = self.model.head.contrastive_scope == ContrastiveScope::GlobalBatch;
+        self.is_contrastive() && whole
+    }
+
     /// Checks everything that can be checked without data or device.
     ///
     /// # Errors
@@ -238,6 +250,16 @@ impl RunConfig {
                 ),
             ));
         }
+        if self.is_contrastive() && b.device_batch != 1 {
+            return Err(refuse(
+                "batch.device_batch",
+                format!(
+                    "must be 1 for model.task = {:?}: hard negatives are drawn, and what is drawn \
+                     would depend on how many micro-batches run together",
+                    self.model.task
+                ),
+            ));
+        }
         Ok(())
     }
 
@@ -345,6 +367,14 @@ impl RunConfig {
         )?;
         if !(0.0..1.0).contains(&head.nlvr2_dropout) {
             return Err(refuse("model.head.nlvr2_dropout", "must lie in 0..1"));
+        }
+        let whole = head.contrastive_scope == ContrastiveScope::GlobalBatch;
+        if self.is_contrastive() && whole && !head.global_negatives {
+            return Err(refuse(
+                "model.head.global_negatives",
+                "must be true with model.head.contrastive_scope = \"global_batch\", where nothing may \
+                 depend on the micro-batch; negatives of a micro-batch need \"micro_batch\"",
+            ));
         }
         if !(0.001..=0.5).contains(&head.temperature) {
             return Err(refuse("model.head.temperature", "must lie in 0.001..=0.5"));

@@ -5,7 +5,8 @@ use belfry_proto::{Digest, objective};
 use belfry_worker::core as work;
 
 use super::arithmetic::{
-    State, digest, first_choice, gradient, lane_digest, shard_read, state_digest, updated,
+    State, digest, features, first_choice, gradient, lane_digest, seen, shard_read, state_digest,
+    updated,
 };
 use super::counts::Request;
 use super::invariants::{FENCED, NOBODY_EXITS, STATE_OF_STEP, hold};
@@ -33,6 +34,13 @@ pub(super) fn parse_address(address: &str) -> (usize, u64) {
     let parts = address.split_once(':');
     let parsed = parts.and_then(|(w, l)| Some((w.parse().ok()?, l.parse().ok()?)));
     parsed.unwrap_or((0, 0))
+}
+
+/// What of a lane is computed.
+enum Of {
+    Features,
+    /// From what it sees of all lanes' features.
+    Gradient(u64),
 }
 
 /// Two devices to a host; now and then one without links.
@@ -79,6 +87,7 @@ impl World {
             fingerprint: "simulated".into(),
             data_address: address(worker, life),
             lanes: self.setup.lanes,
+            gathers: self.setup.gathers,
             device,
             data: Vec::new(),
         });
@@ -205,10 +214,21 @@ impl World {
                 step,
                 lane,
                 quarantine,
+                features,
             } => {
                 let shard = shard_read(step, lane, &quarantine);
-                self.compute(worker, step, lane, shard);
+                let seen = seen(features.iter().flat_map(|all| all.values()));
+                self.compute(worker, (step, lane, shard), Of::Gradient(seen));
             }
+            E::ComputeFeatures {
+                step,
+                lane,
+                quarantine,
+            } => {
+                let shard = shard_read(step, lane, &quarantine);
+                self.compute(worker, (step, lane, shard), Of::Features);
+            }
+            E::Gather(gathering) => self.join_gathering(worker, gathering),
             E::DigestLane {
                 attempt,
                 gradient,
@@ -308,7 +328,7 @@ impl World {
         }
     }
 
-    fn compute(&mut self, worker: usize, step: u64, lane: u32, shard: u32) {
+    fn compute(&mut self, worker: usize, (step, lane, shard): (u64, u32, u32), of: Of) {
         let state = self.held(worker, step);
         let life = self.workers[worker].life;
         let (factor, until) = self.workers[worker].slow;
@@ -331,6 +351,18 @@ impl World {
             self.after(wait, Happening::Worker(worker, life, event));
             return;
         }
+        let seconds = cost as f64 / 1000.0;
+        let Of::Gradient(seen) = of else {
+            self.counts.features += 1;
+            let event = work::Event::FeaturesDone {
+                step,
+                lane,
+                features: features(state, lane, shard),
+                seconds,
+            };
+            self.after(wait, Happening::Worker(worker, life, event));
+            return;
+        };
         self.counts.lanes += 1;
         self.workers[worker].shards_read.insert(lane, shard);
         let report = match is_apart(worker) {
@@ -343,8 +375,8 @@ impl World {
         let event = work::Event::LaneDone {
             step,
             report,
-            gradient: gradient(state, lane, shard).into(),
-            seconds: cost as f64 / 1000.0,
+            gradient: gradient(state, lane, shard, seen).into(),
+            seconds,
         };
         self.after(wait, Happening::Worker(worker, life, event));
     }

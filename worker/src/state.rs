@@ -8,7 +8,7 @@ use belfry_proto::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::WorkerError;
-use crate::optimizer::{AdamW, ParamGroup, State};
+use crate::optimizer::{AdamW, Bounded, ParamGroup, State};
 use crate::weights::import;
 
 /// Parameters, first and second moments, after `step` updates.
@@ -115,12 +115,15 @@ impl TrainState {
 pub fn optimizer(config: &ValidConfig, model: &ManagerTower) -> AdamW {
     let entries = model.table().entries().iter();
     let groups = entries.map(|e| ParamGroup::of(&e.name, e.offset, e.len, e.trained));
-    AdamW::new(
+    let bounded = model.bounded_temperature();
+    let bounded = bounded.map(|(offset, bounds)| Bounded { offset, bounds });
+    let optimizer = AdamW::new(
         config.optim.clone(),
         config.run.steps,
         config.warmup_steps(),
         groups.collect(),
-    )
+    );
+    optimizer.bounding(bounded)
 }
 
 fn sha256(tensors: &[&[f32]]) -> String {

@@ -14,7 +14,7 @@ use std::time::Instant;
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, ValidConfig};
 use belfry_data::{
-    DataError, DataPlane, DatasetIdentity, Quarantine, Split, identities, pairs_digest,
+    DataError, DataPlane, DatasetIdentity, HostBatch, Quarantine, Split, identities, pairs_digest,
 };
 use belfry_model::{Device, GradientSum, ManagerTower, ModelError, Weights};
 use belfry_proto::Digest;
@@ -23,7 +23,8 @@ use shard_tools::store::Root;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
-use crate::core::{Event, LateReports};
+use crate::contrast::{ContrastError, GlobalContrast, LaneOfStep};
+use crate::core::{Event, Features, LateReports};
 use crate::device;
 use crate::error::WorkerError;
 use crate::evaluate::{Evaluator, InRun, Share};
@@ -37,6 +38,17 @@ const JOBS_MAX: usize = 8;
 pub enum Job {
     /// Gradient of one lane at `state`.
     Lane {
+        /// The lane.
+        lane: u32,
+        /// The state before the step.
+        state: Arc<HeldState>,
+        /// Shards that nobody reads at this step.
+        quarantine: Quarantine,
+        /// Every lane's, where the gradient needs them.
+        features: Option<Arc<Features>>,
+    },
+    /// Features of one lane at `state`.
+    Features {
         /// The lane.
         lane: u32,
         /// The state before the step.
@@ -103,6 +115,7 @@ impl Compute {
             device,
             weights: StepWeights::default(),
             waiting: Waiting::default(),
+            contrast: GlobalContrast::default(),
         };
         std::thread::Builder::new()
             .name("compute".into())
@@ -152,6 +165,7 @@ struct Room {
     device: Device,
     weights: StepWeights,
     waiting: Waiting,
+    contrast: GlobalContrast,
 }
 
 /// Lanes of the open step whose losses a device of its own has, or had until they were read.
@@ -200,7 +214,19 @@ impl Room {
                 lane,
                 state,
                 quarantine,
-            } => self.lane(lane, &state, &quarantine).map(Some),
+                features,
+            } => {
+                let done = self.lane((lane, &state), &quarantine, features.as_ref());
+                self.event(done, (state.step(), lane)).map(Some)
+            }
+            Job::Features {
+                lane,
+                state,
+                quarantine,
+            } => {
+                let done = self.features((lane, &state), &quarantine);
+                self.event(done, (state.step(), lane)).map(Some)
+            }
             Job::Reports {
                 step,
                 lanes,
@@ -214,64 +240,72 @@ impl Room {
         }
     }
 
-    fn weights(&mut self, state: &Arc<HeldState>) -> Result<Weights, String> {
+    fn weights(&mut self, state: &Arc<HeldState>) -> Result<Weights, ModelError> {
         let (table, matmul) = (self.model.table(), self.config.precision.matmul);
-        let weights = self.weights.of(state, table, &self.device, matmul);
-        weights.map_err(|e| format!("step {}: {e}", state.step()))
+        self.weights.of(state, table, &self.device, matmul)
+    }
+
+    fn features(
+        &mut self,
+        (lane, state): (u32, &Arc<HeldState>),
+        quarantine: &Quarantine,
+    ) -> Result<Event, LaneError> {
+        let begun = Instant::now();
+        let (step, weights) = (state.step(), self.weights(state)?);
+        let at = LaneOfStep {
+            config: &self.config,
+            model: &self.model,
+            data: &self.data,
+            weights: &weights,
+            step,
+            lane,
+            quarantine,
+        };
+        Ok(Event::FeaturesDone {
+            step,
+            lane,
+            features: self.contrast.features(at)?,
+            seconds: begun.elapsed().as_secs_f64(),
+        })
     }
 
     fn lane(
         &mut self,
-        lane: u32,
-        state: &Arc<HeldState>,
+        (lane, state): (u32, &Arc<HeldState>),
         quarantine: &Quarantine,
-    ) -> Result<Event, String> {
-        let step = state.step();
+        features: Option<&Arc<Features>>,
+    ) -> Result<Event, LaneError> {
         let begun = Instant::now();
-        let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
-        let batches = match self.data.lane_step(step, lane, quarantine) {
-            Ok(batches) => batches,
-            Err(error) => {
-                return self
-                    .unreadable(step, lane, &error)
-                    .ok_or_else(|| at(&error));
-            }
+        let (step, weights) = (state.step(), self.weights(state)?);
+        let at = LaneOfStep {
+            config: &self.config,
+            model: &self.model,
+            data: &self.data,
+            weights: &weights,
+            step,
+            lane,
+            quarantine,
         };
-        let weights = self.weights(state)?;
-        let root = |purpose| {
-            let root = Key::new(self.config.run.seed, purpose);
-            root.with(step).with(u64::from(lane))
+        let batches = match features {
+            Some(_) => self.contrast.batches(at)?,
+            None => self.data.lane_step(step, lane, quarantine)?,
         };
-        let mut sum = GradientSum::new(&weights);
+        let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
         let mut report = v1::LaneReport {
             lane,
+            pairs: ids.clone().count() as u64,
+            pairs_digest: Digest(pairs_digest(ids)).to_bytes(),
+            substituted: self.substituted(step, lane, quarantine),
             ..Default::default()
         };
-        let mut reports = Vec::new();
-        let group = self.config.batch.device_batch as usize;
-        let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
-        report.pairs = ids.clone().count() as u64;
-        report.pairs_digest = Digest(pairs_digest(ids)).to_bytes();
-        report.substituted = self.substituted(step, lane, quarantine);
-        let mut batches = batches.into_iter();
-        for first in (0..self.config.micro_batches_per_lane() as usize).step_by(group) {
-            let keys = |purpose| -> Vec<Key> {
-                let micro_batches = first..first + group;
-                micro_batches
-                    .map(|i| root(purpose).with(i as u64))
-                    .collect()
-            };
-            let keys = Keys {
-                draws: &keys(Purpose::Dropout),
-                negatives: &keys(Purpose::Negatives),
-            };
-            let batch = DeviceBatch::new(self.config.model.task, batches.by_ref().take(group));
-            let report = batch.gradient(&self.model, &weights, keys, (&mut sum).into());
-            reports.push(report.map_err(|e| at(&e))?);
-        }
+        let mut sum = GradientSum::new(&weights);
+        let reports = match features {
+            Some(features) => self.contrast.gradient(at, features, batches, &mut sum)?,
+            None => micro_batches(at, batches, &mut sum)?,
+        };
         let mut seconds = 0.0;
         if weights.on_host() {
-            read_reports(&mut report, reports).map_err(|e| at(&e))?;
+            read_reports(&mut report, reports)?;
             seconds = begun.elapsed().as_secs_f64();
         } else {
             self.waiting.begin(step, begun);
@@ -284,6 +318,24 @@ impl Room {
             gradient: sum.finish(),
             seconds,
         })
+    }
+
+    /// What the core hears of a lane: also that a shard keeps it from being computed.
+    fn event(
+        &self,
+        done: Result<Event, LaneError>,
+        (step, lane): (u64, u32),
+    ) -> Result<Event, String> {
+        let error = match done {
+            Ok(event) => return Ok(event),
+            Err(error) => error,
+        };
+        let data = match &error {
+            LaneError::Data(data) | LaneError::Contrast(ContrastError::Data(data)) => Some(data),
+            _ => None,
+        };
+        let unreadable = data.and_then(|data| self.unreadable(step, lane, data));
+        unreadable.ok_or_else(|| format!("step {step}, lane {lane}: {error}"))
     }
 
     /// Pairs of the lane's step that stand for those of shards under quarantine.
@@ -350,7 +402,7 @@ impl Room {
         if identity(&self.config).map_err(|e| e.to_string())? != self.identity {
             return Err("data.train or data.validation was replaced while the run trained".into());
         }
-        let weights = self.weights(state)?;
+        let weights = self.weights(state).map_err(|e| e.to_string())?;
         let model = Arc::clone(&self.model);
         let evaluator = Evaluator::open(&self.config, &self.cache_dir, model, &weights);
         let mut run = InRun {
@@ -361,6 +413,48 @@ impl Room {
         };
         judge(&mut run).map_err(|e| e.to_string())
     }
+}
+
+/// Why a lane was not computed.
+#[derive(Debug, thiserror::Error)]
+enum LaneError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Contrast(#[from] ContrastError),
+}
+
+/// Adds the gradient of a lane's micro-batches, which see nothing but themselves.
+fn micro_batches(
+    at: LaneOfStep,
+    batches: Vec<HostBatch>,
+    sum: &mut GradientSum,
+) -> Result<Vec<Reports>, ModelError> {
+    let config = at.config;
+    let root = |purpose| {
+        let root = Key::new(config.run.seed, purpose);
+        root.with(at.step).with(u64::from(at.lane))
+    };
+    let group = config.batch.device_batch as usize;
+    let (mut reports, mut batches) = (Vec::new(), batches.into_iter());
+    for first in (0..config.micro_batches_per_lane() as usize).step_by(group) {
+        let keys = |purpose| -> Vec<Key> {
+            let micro_batches = first..first + group;
+            micro_batches
+                .map(|i| root(purpose).with(i as u64))
+                .collect()
+        };
+        let keys = Keys {
+            draws: &keys(Purpose::Dropout),
+            negatives: &keys(Purpose::Negatives),
+        };
+        let batch = DeviceBatch::new(config.model.task, batches.by_ref().take(group));
+        let target = (&mut *sum).into();
+        reports.push(batch.gradient(at.model, at.weights, keys, target)?);
+    }
+    Ok(reports)
 }
 
 /// What the configured datasets are, for the coordinator to compare.

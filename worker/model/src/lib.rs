@@ -21,6 +21,8 @@ mod exact_product;
 pub mod floor;
 #[cfg(feature = "cubecl")]
 mod fused;
+mod gathered;
+mod gathered_pass;
 mod gradient;
 mod group;
 mod heads;
@@ -51,6 +53,7 @@ mod text_tower;
 mod tower;
 mod transform;
 mod weights;
+mod whole_batch;
 mod words;
 
 pub use batch::{
@@ -61,6 +64,7 @@ pub use burn::tensor::Device;
 pub use classify::ClassifyReports;
 pub use draws::Draws;
 pub use error::ModelError;
+pub use gathered::GatheredBatch;
 pub use gradient::{DeviceSum, Gradient, GradientSum, Target};
 pub use group::{Alone, Group, GroupError, add_rows};
 pub use inspect::{Inspection, Modality, Part, SimilarityRow, Source, WeightRow};
@@ -76,3 +80,4 @@ pub use rank::{EncodedImages, EncodedTexts, HostExperts, similarities, similarit
 pub use retrieve::{Company, Negatives};
 pub use tower::ManagerTower;
 pub use weights::{Weights, on_host};
+pub use whole_batch::{ContrastSlopes, HardNegatives, WholeBatch};

@@ -14,7 +14,7 @@ use belfry_model::{
 mod batches;
 mod report;
 
-use batches::RetrievalRows;
+pub use batches::RetrievalRows;
 pub use report::Reports;
 
 /// Micro-batches that go through the model together.
@@ -47,7 +47,7 @@ impl DeviceBatch {
             Task::SnliVe => DeviceBatch::Classify("snli_ve", batches::classify(batches)),
             Task::Nlvr2 => DeviceBatch::Classify("nlvr2", batches::classify(batches)),
             Task::PretrainItc | Task::Retrieval => {
-                DeviceBatch::Contrast(batches.map(batches::retrieval).collect())
+                DeviceBatch::Contrast(batches.map(RetrievalRows::new).collect())
             }
         }
     }

@@ -14,6 +14,7 @@ mod warm;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -157,6 +158,22 @@ impl DataPlane {
         self.ahead.take((step, lane), quarantine)
     }
 
+    /// The pairs at these places of the global batch of `step`, as one batch in this order. A place
+    /// counts the pairs of all lanes: those of lane 0 first, in the order of its stream. Whatever
+    /// worker asks gets the same numbers, the very ones that the lane's own batch holds; what is in
+    /// no shard at hand comes member by member.
+    ///
+    /// # Errors
+    /// [`DataError`], naming shard, member and offset.
+    pub fn rows(
+        &self,
+        step: u64,
+        places: &[usize],
+        quarantine: &Quarantine,
+    ) -> Result<HostBatch, DataError> {
+        self.inner.rows(step, places, quarantine)
+    }
+
     /// A hint: these lanes will be asked for at `step`, and at those behind it. Their batches are
     /// made ahead for `data.prefetch_steps` further steps within `data.prefetch_bytes_max`, and the
     /// shards of the windows behind them are fetched. Never blocks on reading; a new hint replaces
@@ -194,6 +211,35 @@ impl Inner {
             (pairs.to_vec(), labels)
         });
         self.batches(wanted.collect(), (lane, self.false_image, quarantine))
+    }
+
+    fn rows(
+        &self,
+        step: u64,
+        places: &[usize],
+        quarantine: &Quarantine,
+    ) -> Result<HostBatch, DataError> {
+        let per_lane = self.sequence.pairs_per_lane_step() as usize;
+        let mut lanes: BTreeMap<usize, Vec<PairRef>> = BTreeMap::new();
+        for place in places {
+            let lane = place / per_lane;
+            lanes
+                .entry(lane)
+                .or_insert_with(|| self.sequence.pairs(step, lane as u32, quarantine));
+        }
+        let pairs = places
+            .iter()
+            .map(|place| lanes[&(place / per_lane)][place % per_lane]);
+        let (pairs, held): (Vec<PairRef>, Held) = (pairs.collect(), Held::new());
+        let read = |pair: &PairRef| {
+            Ok(Row {
+                place: *pair,
+                false_image: None,
+                read: self.reading.pair(pair.shard_ref(), pair.pair, &held)?,
+            })
+        };
+        let rows = (self.reading.all(&pairs, read)?, Vec::new());
+        Ok(self.assembly.batches(&self.reading, &[rows])?.remove(0))
     }
 
     /// Reads everything of some micro-batches, and makes them.
