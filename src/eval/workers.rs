@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use belfry_worker::evaluate::EncoderRuns;
+use belfry_worker::evaluate::Share;
 use serde_json::Value;
 
 use super::{EvalArguments, Places, progress, tally_files};

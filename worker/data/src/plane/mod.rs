@@ -171,7 +171,7 @@ impl DataPlane {
         places: &[usize],
         quarantine: &Quarantine,
     ) -> Result<HostBatch, DataError> {
-        self.inner.rows(step, places, quarantine)
+        self.inner.rows_of_step(step, places, quarantine)
     }
 
     /// A hint: these lanes will be asked for at `step`, and at those behind it. Their batches are
@@ -213,7 +213,7 @@ impl Inner {
         self.batches(wanted.collect(), (lane, self.false_image, quarantine))
     }
 
-    fn rows(
+    fn rows_of_step(
         &self,
         step: u64,
         places: &[usize],
