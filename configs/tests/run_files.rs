@@ -2,46 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use belfry_configs::plan;
 use belfry_configs::{Metric, Recompute, ValidConfig, load, load_str};
 
-/// Every TOML file of the package: those of runs, or those of plans.
-fn files(plans: bool) -> Vec<PathBuf> {
+fn run_files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .expect("the package's folder is readable")
         .map(|entry| entry.expect("a readable entry").path())
         .filter(|path| path.extension().is_some_and(|e| e == "toml"))
         .filter(|path| path.file_name().is_some_and(|n| n != "Cargo.toml"))
-        .filter(|path| plan::is_plan(&std::fs::read_to_string(path).expect("is text")) == plans)
+        // A plan lists runs and is none.
+        .filter(|path| !path.file_stem().is_some_and(|s| s.to_string_lossy().starts_with("plan-")))
         .collect();
     files.sort();
     files
-}
-
-fn run_files() -> Vec<PathBuf> {
-    files(false)
-}
-
-#[test]
-fn every_plan_loads_with_its_run_files_and_is_named_after_its_file() {
-    let files = files(true);
-    assert!(files.len() >= 2, "found only {files:?}");
-    for file in files {
-        let name = file.file_stem().expect("has a name").to_string_lossy().into_owned();
-        let plan = plan::load(&file, &[]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        assert_eq!(plan.name, name);
-    }
-}
-
-/// Table 3 (and 7), ManagerTower's row.
-#[test]
-fn the_papers_plan_stands_beside_the_papers_numbers() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("plan-paper.toml");
-    let file = plan::read(&file).expect("is a plan");
-    let targets = file.stage.iter().flat_map(|stage| &stage.results);
-    let paper: Vec<f64> = targets.filter_map(|target| target.paper).collect();
-    assert_eq!(paper, [79.39, 79.15, 81.26, 81.44, 82.81, 83.34, 86.56, 95.64]);
 }
 
 fn loaded(name: &str) -> ValidConfig {
