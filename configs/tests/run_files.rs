@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use belfry_configs::plan;
 use belfry_configs::{Recompute, ValidConfig, load, load_str};
 
 /// The TOML files of `folder`, one of the package's, by name.
@@ -34,37 +33,8 @@ fn run_files() -> Vec<(PathBuf, String)> {
         files(folder).into_iter().map(named)
     };
     let runs = of(".", "").chain(of("tiny", "tiny-"));
-    runs.filter(|(file, _)| !is_plan(file)).collect()
-}
-
-fn is_plan(file: &Path) -> bool {
-    plan::is_plan(&std::fs::read_to_string(file).expect("is text"))
-}
-
-#[test]
-fn every_plan_loads_with_its_run_files_and_is_named_after_its_file() {
-    let files: Vec<PathBuf> = files(".")
-        .into_iter()
-        .filter(|file| is_plan(file))
-        .collect();
-    assert!(files.len() >= 2, "found only {files:?}");
-    for file in files {
-        let plan = plan::load(&file, &[]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        assert_eq!(plan.name, stem(&file));
-    }
-}
-
-/// Table 3 (and 7), ManagerTower's row.
-#[test]
-fn the_papers_plan_stands_beside_the_papers_numbers() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("plan-paper.toml");
-    let file = plan::read(&file).expect("is a plan");
-    let targets = file.stage.iter().flat_map(|stage| &stage.results);
-    let paper: Vec<f64> = targets.filter_map(|target| target.paper).collect();
-    assert_eq!(
-        paper,
-        [79.39, 79.15, 81.26, 81.44, 82.81, 83.34, 86.56, 95.64]
-    );
+    runs.filter(|(file, _)| !stem(file).starts_with("plan-"))
+        .collect()
 }
 
 fn loaded(name: &str) -> ValidConfig {

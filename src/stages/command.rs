@@ -57,7 +57,13 @@ pub fn of(host: &Host, order: &Order) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = match order.role() {
         ChildRole::Evaluation => {
             let mut own: Vec<OsString> = order.arguments.iter().map(OsString::from).collect();
-            own.extend([text("--to"), host.folder(stage).into()]);
+            own.extend([
+                text("--to"),
+                host.folder(stage).join("evaluation").into(),
+                text("--cache"),
+                host.local.join("cache").into(),
+                text("--follow-stdin"),
+            ]);
             return own;
         }
         ChildRole::Coordinator => vec![
@@ -101,8 +107,8 @@ fn bracketed(address: IpAddr) -> String {
     }
 }
 
-/// The command line of an evaluation, but for the folder of its files, which its host chooses;
-/// empty for what trains.
+/// The command line of an evaluation, but for folders, which its host chooses; empty for what trains.
+/// What it found so far stays in its folder, so it may be started again.
 pub fn evaluation(root: &str, work: &Work) -> Vec<String> {
     let Work::Eval {
         of,
@@ -185,6 +191,7 @@ mod tests {
             arguments,
             ..order(ChildRole::Evaluation)
         });
-        assert!(text.ends_with("--json --to /here/stages/pre"), "{text}");
+        let end = "--json --to /here/stages/pre/evaluation --cache /here/cache --follow-stdin";
+        assert!(text.ends_with(end), "{text}");
     }
 }

@@ -125,7 +125,7 @@ impl World {
     /// Time passes; every agent reports and follows.
     fn pass(&mut self, millis: Millis) {
         self.now += millis;
-        self.apply(Event::Tick);
+        let _ = self.apply(Event::Tick);
         for _ in 0..2 {
             for name in self.agents.keys().cloned().collect::<Vec<_>>() {
                 self.report(&name);
@@ -250,7 +250,7 @@ fn a_failure_is_tried_again_and_takes_along_what_comes_after_it() {
     assert_eq!(status.stages[1].why, "`a`, which it comes after, failed");
     world.ends("d", ChildRole::Coordinator, ChildState::Ended);
     assert_eq!(world.ended, 1);
-    world.apply(Event::Revive);
+    let _ = world.apply(Event::Revive);
     world.pass(0);
     world.is("a", "running", 2);
     world.is("b", "waiting", 0);

@@ -11,14 +11,28 @@ fn rhythmic() -> Settings {
     s
 }
 
-/// Steps that a worker is asked to evaluate.
-fn asked(effects: &[Effect], id: u64) -> Vec<u64> {
+/// What a worker is asked to judge: the step, and of so many shares which one, or the figures.
+fn asked(effects: &[Effect], id: u64) -> Vec<(u64, u32, Option<u32>)> {
     let bodies = sent(effects, 100 + id).into_iter();
-    let steps = bodies.filter_map(|body| match body {
-        down::Body::Evaluate(evaluate) => Some(evaluate.step),
+    let asked = bodies.filter_map(|body| match body {
+        down::Body::Evaluate(ask) => Some((ask.step, ask.shares, ask.share)),
         _ => None,
     });
-    steps.collect()
+    asked.collect()
+}
+
+/// A worker has found what its share says.
+fn found(core: &mut Core, id: u64, share: u32) -> Vec<Effect> {
+    let found = v1::ShareEvaluated {
+        step: 2,
+        shares: 2,
+        share,
+        error: String::new(),
+    };
+    core.apply(
+        20,
+        Event::Message(100 + id, up::Body::ShareEvaluated(found)),
+    )
 }
 
 fn commits(effects: &[Effect]) -> usize {
@@ -57,8 +71,12 @@ fn until_due() -> (Core, Vec<Effect>) {
 #[test]
 fn a_due_state_is_judged_before_the_next_step_is_committed() {
     let (mut core, _) = until_due();
-    let effects = all_ready(&mut core);
+    let mut effects = all_ready(&mut core);
+    effects.extend(found(&mut core, 1, 1));
+    assert!(asked(&effects, 1).is_empty(), "{effects:?}");
+    effects.extend(found(&mut core, 0, 0));
     assert_eq!(commits(&effects), 0, "{effects:?}");
+    assert_eq!(asked(&effects, 0), [(2, 2, None)], "{effects:?}");
     let effects = evaluated(&mut core, 0, 2);
     let kept = |e: &Effect| matches!(e, Effect::StoreEvaluation(kept) if kept.step == 2);
     let entry = |e: &Effect| matches!(e, Effect::Journal { ahead: false, .. });
@@ -74,18 +92,41 @@ fn a_due_state_is_judged_before_the_next_step_is_committed() {
     assert!(asked(&all_ready(&mut core), 0).is_empty() && core.committed == 4);
 }
 
+/// Both have a share; one dies with its own, and then would have made the figures.
 #[test]
-fn an_evaluation_that_dies_with_its_worker_is_asked_of_another() {
+fn a_share_that_dies_with_its_worker_is_asked_of_another() {
     let (mut core, effects) = until_due();
     let later = core.apply(10, Event::Tick);
     let all = [effects, later].concat();
-    assert_eq!(asked(&all, 0), [2]);
+    assert_eq!(asked(&all, 0), [(2, 2, Some(0))]);
+    assert_eq!(asked(&all, 1), [(2, 2, Some(1))]);
     let effects = core.apply(20, Event::Gone(100));
-    let later = core.apply(20, Event::Tick);
+    let later = found(&mut core, 1, 1);
     let all = [effects, later].concat();
-    assert_eq!(asked(&all, 1), [2], "{all:?}");
+    assert_eq!(asked(&all, 1), [(2, 2, Some(0))], "{all:?}");
+    // Another share, of another cut, says nothing about this one.
+    let other = v1::ShareEvaluated {
+        step: 2,
+        shares: 3,
+        ..Default::default()
+    };
+    core.apply(20, Event::Message(101, up::Body::ShareEvaluated(other)));
+    let effects = found(&mut core, 1, 0);
+    assert_eq!(asked(&effects, 1), [(2, 2, None)], "{effects:?}");
+    assert!(!core.durable.evaluations.contains_key(&2));
     evaluated(&mut core, 1, 2);
     assert!(core.durable.evaluations.contains_key(&2));
+}
+
+/// There is nobody to share with: it is asked for the figures at once.
+#[test]
+fn one_worker_judges_the_whole() {
+    let mut s = settings(1);
+    s.evaluates = true;
+    let mut core = training_as(s, Durable::default());
+    assert!(ready(&mut core, 0, 9, true).is_empty() && core.committed == 0);
+    evaluated(&mut core, 0, 0);
+    assert!(core.durable.evaluations.contains_key(&0));
 }
 
 #[test]
