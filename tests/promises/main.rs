@@ -4,6 +4,7 @@
 mod audit;
 mod bench;
 mod checkpoints;
+mod contrast;
 mod failover;
 mod inspect;
 mod s3_server;
