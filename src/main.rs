@@ -1,17 +1,22 @@
 //! `belfry`: one binary, its roles are subcommands.
 
+mod answer;
 mod audit;
 mod bench;
 mod checkpoint;
+mod eval;
 mod files;
 mod inspect;
 mod plan;
 mod rehearse;
+mod resolve;
 mod roles;
 mod run;
 mod size;
+mod stages;
 mod status;
 mod synthetic;
+mod trained;
 mod weights;
 
 use std::path::PathBuf;
@@ -32,7 +37,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train on this machine: starts a coordinator and workers and watches over them.
+    /// Train on this machine: starts a coordinator and workers and watches over them. Of a plan all
+    /// stages, in their order, and a table of results at the end.
     ///
     /// Example: belfry run configs/quickstart.toml --workers 2
     Run(run::RunArguments),
@@ -40,11 +46,32 @@ enum Command {
     Coordinator(roles::CoordinatorArguments),
     /// Work for a run: one process per device.
     Worker(roles::WorkerArguments),
-    /// Show how a run stands: phase, workers, times, checkpoints, the last decisions and their reasons;
+    /// Show how a run or a plan stands: phase, workers, times, checkpoints, the last decisions and their reasons;
     /// what its root knows when nobody leads.
     ///
     /// Example: belfry status --local runs/quickstart
     Status(status::StatusArguments),
+    /// Schedule a plan: what `belfry run PLAN.toml` starts, and one process of a cluster. It gives the
+    /// workers of all agents to the stages of its queue.
+    ///
+    /// Example: belfry scheduler configs/plan-paper.toml --root s3://belfry/paper --listen 0.0.0.0:7100
+    Scheduler(stages::SchedulerArguments),
+    /// Offer this host's devices to a plan: one process per host.
+    ///
+    /// Example: belfry agent --scheduler lead:7100 --root s3://belfry/paper --slots 8
+    Agent(stages::AgentArguments),
+    /// Put a run or the stages of a plan into the queue of a running scheduler.
+    ///
+    /// Example: belfry submit configs/vqav2.toml --to lead:7100
+    Submit(stages::SubmitArguments),
+    /// Take a stage out of a plan, or end it; what comes after it is cancelled too.
+    ///
+    /// Example: belfry cancel vqav2 --to lead:7100
+    Cancel(stages::CancelArguments),
+    /// Show what the processes of a stage said on this host.
+    ///
+    /// Example: belfry logs pretrain --root runs/paper --follow
+    Logs(stages::LogsArguments),
     /// End a run in good order: the open step is finished and a checkpoint written first.
     ///
     /// Example: belfry drain --local runs/quickstart
@@ -66,6 +93,23 @@ enum Command {
     ///
     /// Example: belfry inspect runs/quickstart --to inspect
     Inspect(inspect::InspectArguments),
+    /// Judge a trained model on packed data: accuracies, the VQA server's result file, recalls. Given
+    /// again with the same --to it goes on where it was interrupted.
+    ///
+    /// Example: belfry eval --run runs/vqav2 --best vqa_score --workers 4 --to evaluation
+    Eval(Box<eval::EvalArguments>),
+    /// Ask a model trained for VQA about an image: the likeliest answers with their scores.
+    ///
+    /// Example: belfry ask --run runs/vqav2 --image dog.jpg --question "What colour is the dog?"
+    Ask(Box<answer::AskArguments>),
+    /// How well captions match an image, best first.
+    ///
+    /// Example: belfry match --run runs/flickr30k --image dog.jpg --caption "a dog" --caption "a cat"
+    Match(Box<answer::MatchArguments>),
+    /// Find images of a folder by a text, or captions of it by an image.
+    ///
+    /// Example: belfry retrieve --run runs/flickr30k --index photos --query "a dog on a beach"
+    Retrieve(Box<answer::RetrieveArguments>),
     /// Prove from a run's ledger which pairs were trained: every pair of each completed epoch exactly
     /// once, or by name what was not. Exit code 1: not proved; 2: nothing to prove from.
     ///
@@ -140,11 +184,20 @@ async fn run(command: Command) -> ExitCode {
         Command::Coordinator(arguments) => roles::coordinator(arguments).await,
         Command::Worker(arguments) => roles::worker(arguments).await,
         Command::Status(arguments) => status::status(arguments).await,
+        Command::Scheduler(arguments) => stages::scheduler(arguments).await,
+        Command::Agent(arguments) => stages::agent(arguments).await,
+        Command::Submit(arguments) => stages::submit(arguments).await,
+        Command::Cancel(arguments) => stages::cancel(arguments).await,
+        Command::Logs(arguments) => stages::logs(arguments).await,
         Command::Drain(arguments) => status::drain(arguments).await,
         Command::Shards { command } => shard_tools::cli::run(command).await,
         Command::Import(arguments) => weights::import(arguments).await,
         Command::Export(arguments) => weights::export(arguments).await,
         Command::Inspect(arguments) => inspect::inspect(arguments).await,
+        Command::Eval(arguments) => eval::eval(*arguments).await,
+        Command::Ask(arguments) => answer::ask(*arguments).await,
+        Command::Match(arguments) => answer::match_captions(*arguments).await,
+        Command::Retrieve(arguments) => answer::retrieve(*arguments).await,
         Command::Audit(arguments) => match audit::audit(arguments).await {
             Ok(false) => return ExitCode::from(NOT_PROVED),
             proved => proved.map(drop),
@@ -159,7 +212,7 @@ async fn run(command: Command) -> ExitCode {
             tokio::task::block_in_place(|| rehearse::rehearse(&arguments))
         }
         Command::Model(arguments) => size::print(&arguments),
-        Command::Config { config, settings } => print_config(&config, &settings),
+        Command::Config { config, settings } => print_config(&config, &settings).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -183,9 +236,28 @@ fn told(error: &anyhow::Error) -> String {
     text
 }
 
-fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {
+async fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {
     let config = belfry_configs::load(config, settings)?;
+    let unresolved = config.clone();
+    let (config, told) = match resolve::length::resolve(config).await {
+        Ok(config) => {
+            let told = resolve::length::told(&config);
+            (config, told)
+        }
+        Err(error) => (unresolved, Some(format!("unknown: {}", told(&error)))),
+    };
     print!("{}", config.to_toml());
+    if let Some(told) = told {
+        println!("# steps: {}", told.replace('\n', " "));
+    }
+    if let Some(run) = config
+        .init
+        .run
+        .as_ref()
+        .filter(|_| config.needs_beginning())
+    {
+        println!("# begins with a checkpoint of {run} that is chosen when the run starts");
+    }
     println!("# sha256 {}", config.sha256());
     Ok(())
 }

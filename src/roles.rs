@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tracing_subscriber::fmt;
 
 use crate::files::replace;
+use crate::resolve;
 use tracing_subscriber::prelude::*;
 
 /// What every role is told.
@@ -90,38 +91,39 @@ pub struct WorkerArguments {
 }
 
 impl Common {
-    fn open(
+    async fn open(
         &self,
         open: impl FnOnce(&str) -> Result<Root, StoreError>,
     ) -> anyhow::Result<(ValidConfig, Root, String)> {
         start_log(self.log.as_deref())?;
         let config = belfry_configs::load(&self.config, &self.settings)?;
         let root = open(&self.root)?;
+        let config = resolve::together(config, &root).await?;
         let id = run_id(&config, &root.to_string());
         Ok((config, root, id))
     }
+}
 
-    async fn shutdown(follow_stdin: bool) {
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-                .expect("the signal exists");
-        let closed = async {
-            if !follow_stdin {
-                std::future::pending::<()>().await;
-            }
-            let mut bytes = [0u8; 64];
-            while matches!(tokio::io::stdin().read(&mut bytes).await, Ok(n) if n > 0) {}
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c(), if !follow_stdin => {}
-            () = closed => {}
+/// Resolves when this process is asked to end: by a signal, or by its launcher's end.
+pub async fn shutdown(follow_stdin: bool) {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .expect("the signal exists");
+    let closed = async {
+        if !follow_stdin {
+            std::future::pending::<()>().await;
         }
+        let mut bytes = [0u8; 64];
+        while matches!(tokio::io::stdin().read(&mut bytes).await, Ok(n) if n > 0) {}
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c(), if !follow_stdin => {}
+        () = closed => {}
     }
 }
 
 /// Human lines on standard error, JSON lines in `file`.
-fn start_log(file: Option<&Path>) -> anyhow::Result<()> {
+pub fn start_log(file: Option<&Path>) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let human = fmt::layer().with_writer(std::io::stderr).with_target(false);
@@ -146,11 +148,11 @@ fn start_log(file: Option<&Path>) -> anyhow::Result<()> {
 /// A process ends that did nothing wrong: another goes on, or the same one when it is started again.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Aside(String);
+pub struct Aside(pub String);
 
 /// Runs a coordinator until its run ends.
 pub async fn coordinator(arguments: CoordinatorArguments) -> anyhow::Result<()> {
-    let (config, root, run_id) = arguments.common.open(Root::open_once)?;
+    let (config, root, run_id) = arguments.common.open(Root::open_once).await?;
     let listener = TcpListener::bind(&arguments.listen)
         .await
         .with_context(|| {
@@ -165,7 +167,7 @@ pub async fn coordinator(arguments: CoordinatorArguments) -> anyhow::Result<()> 
         standby: arguments.standby,
     };
     let setting = Duration::from_secs_f64(config.cluster.max_stall_seconds);
-    let shutdown = Common::shutdown(arguments.common.follow_stdin);
+    let shutdown = shutdown(arguments.common.follow_stdin);
     tokio::pin!(shutdown);
     let timeouts = Timeouts::new(setting);
     let candidacy = tokio::select! {
@@ -198,7 +200,7 @@ fn ended(outcome: Outcome) -> anyhow::Result<()> {
 }
 
 /// Who is superseded did nothing wrong.
-fn aside<T>(result: Result<T, CoordinatorError>) -> anyhow::Result<T> {
+pub fn aside<T>(result: Result<T, CoordinatorError>) -> anyhow::Result<T> {
     result.map_err(|error| match error {
         CoordinatorError::Superseded { .. } => Aside(error.to_string()).into(),
         other => other.into(),
@@ -206,7 +208,7 @@ fn aside<T>(result: Result<T, CoordinatorError>) -> anyhow::Result<T> {
 }
 
 /// The address that others are told.
-fn advertised(listening: SocketAddr, advertise: Option<&str>) -> anyhow::Result<String> {
+pub fn advertised(listening: SocketAddr, advertise: Option<&str>) -> anyhow::Result<String> {
     let Some(advertise) = advertise else {
         if listening.ip().is_unspecified() {
             bail!(
@@ -232,7 +234,7 @@ fn advertised(listening: SocketAddr, advertise: Option<&str>) -> anyhow::Result<
 
 /// Runs a worker until its run ends.
 pub async fn worker(arguments: WorkerArguments) -> anyhow::Result<()> {
-    let (config, root, run_id) = arguments.common.open(Root::open)?;
+    let (config, root, run_id) = arguments.common.open(Root::open).await?;
     let coordinator = match arguments.address_file {
         Some(file) => Whereabouts::File(file),
         None => Whereabouts::Journal(root.clone()),
@@ -247,7 +249,7 @@ pub async fn worker(arguments: WorkerArguments) -> anyhow::Result<()> {
         bind: arguments.bind,
         inject: arguments.inject,
     };
-    belfry_worker::run(options, Common::shutdown(arguments.common.follow_stdin)).await?;
+    belfry_worker::run(options, shutdown(arguments.common.follow_stdin)).await?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use std::ops::Deref;
 
+use crate::figures;
 use crate::layers::ConfigError;
 use crate::model::{ContrastiveScope, Manager, ManagerWeight, System, Task};
 use crate::precision::Matmul;
@@ -104,13 +105,15 @@ impl RunConfig {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] naming the key and the nearest valid choices.
-    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
+    pub fn validate(mut self) -> Result<ValidConfig, ConfigError> {
         self.check_run()?;
         self.check_batch()?;
+        self.check_length()?;
         self.data.check(&self.model.text)?;
         self.check_model()?;
         self.init.check()?;
         self.check_optim()?;
+        self.eval.check()?;
         self.collective.check(&self.run.device)?;
         Ok(ValidConfig(self))
     }
@@ -120,7 +123,6 @@ impl RunConfig {
         if self.run.name.is_empty() || !self.run.name.chars().all(plain) {
             return Err(refuse("run.name", "use letters, digits, `-` and `_` only"));
         }
-        at_least_one("run.steps", self.run.steps)?;
         let device = &self.run.device;
         let cuda = device
             .strip_prefix("cuda:")
@@ -191,6 +193,7 @@ impl RunConfig {
                     "nothing is evaluated: set data.validation, or leave it out",
                 ));
             }
+            figures::check("checkpoint.keep_best.metric", self.model.task, &best.metric)?;
         }
         if !c.scrub_hours.is_finite() || c.scrub_hours < 0.0 {
             return Err(refuse(
@@ -421,7 +424,9 @@ impl RunConfig {
                 return Err(refuse(key, reason));
             }
         }
-        if o.warmup >= 1.0 && o.warmup as u64 >= self.run.steps {
+        // A run whose epochs are not counted yet has no steps.
+        let steps = Some(self.run.steps).filter(|steps| *steps > 0);
+        if o.warmup >= 1.0 && steps.is_some_and(|steps| o.warmup as u64 >= steps) {
             return Err(refuse("optim.warmup", "must be below run.steps"));
         }
         Ok(())

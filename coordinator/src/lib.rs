@@ -1,7 +1,7 @@
 //! The coordinator: who is a member, which lanes are whose, and when a step counts.
 //!
 //! [`core`] decides, purely; [`serve`] is the shell around it: gRPC, clock, journal. It knows no
-//! tensors and never sees a gradient.
+//! tensors and never sees a gradient. [`plan`] gives workers to several runs, purely as well.
 
 mod archive;
 mod candidate;
@@ -13,6 +13,7 @@ pub mod lease;
 pub mod ledger;
 pub mod outgoing;
 mod persist;
+pub mod plan;
 mod rpc;
 mod shell;
 pub mod stored;

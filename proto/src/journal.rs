@@ -1,7 +1,8 @@
 //! A journal entry as its file says it: who leads a run, where, and what was decided. Numbered files
 //! below `journal/` of the run's root; the one with the highest number counts.
 //!
-//! The coordinator writes them, workers read from them where the leader is. Knows no store.
+//! The coordinator writes them, workers read from them where the leader is. The scheduler of a plan
+//! keeps its queue in the same way below the plan's root. Knows no store.
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,9 @@ pub struct Entry {
     /// All shards under quarantine, each from its step on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quarantine: Vec<Quarantined>,
+    /// What a plan's scheduler knows; a run's coordinator has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<serde_json::Value>,
     /// Set in a leader's last entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed: Option<Closed>,

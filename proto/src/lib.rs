@@ -8,7 +8,7 @@ pub mod lanes;
 pub mod objective;
 mod quarantine;
 
-/// Generated messages and services of `belfry.proto`.
+/// Generated messages and services of `belfry.proto` and `scheduler.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {
     tonic::include_proto!("belfry.v1");

@@ -1,29 +1,16 @@
-//! The launcher's child processes: started, started again, ended.
+//! The launcher's child processes: a run's coordinator and workers, started again when they die.
 
-use std::fs::File;
-use std::os::unix::process::CommandExt as _;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
+use super::child::{self, Child, Fate, LEFT_PAUSE, QUICK_DEATHS_MAX};
 use crate::files::replace;
 
-/// Deaths of one child in a row, each soon after its start, before the run is given up.
-const QUICK_DEATHS_MAX: u32 = 20;
-/// A child that lived for so long was well; it is started again at once.
-const WELL: Duration = Duration::from_secs(2);
-/// Pause before a child that was not well is started again, so that a crash at start does not spin.
-const RESTART_PAUSE: Duration = Duration::from_millis(200);
-/// Pause before a worker that left by itself is started again.
-const LEFT_PAUSE: Duration = Duration::from_secs(5);
 /// Time that children get to end by themselves.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// Exit code of an error that starting again does not mend.
-const FATAL: i32 = 2;
-/// Exit code of a coordinator that another one succeeded, or that was asked to stop.
-const ASIDE: i32 = 3;
 
 /// What one child is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,19 +31,6 @@ impl Role {
     }
 }
 
-struct Running {
-    role: Role,
-    child: Option<Child>,
-    restarts: u32,
-    /// Its last word was an error of its own.
-    gave_up: bool,
-    quick_deaths: u32,
-    started: Instant,
-    /// Not before this time is it started again.
-    again: Instant,
-    peak_memory_bytes: u64,
-}
-
 /// All children of a run.
 pub struct Children {
     config: PathBuf,
@@ -65,7 +39,7 @@ pub struct Children {
     workers: u32,
     /// Whether two coordinators stand by for each other.
     pair: bool,
-    running: Vec<Running>,
+    running: Vec<(Role, Child)>,
 }
 
 impl Children {
@@ -79,23 +53,13 @@ impl Children {
     ) -> anyhow::Result<Self> {
         let coordinators = std::iter::once(Role::Coordinator).chain(pair.then_some(Role::Standby));
         let roles = coordinators.chain((0..workers).map(Role::Worker));
-        let running = roles.map(|role| Running {
-            role,
-            child: None,
-            restarts: 0,
-            gave_up: false,
-            quick_deaths: 0,
-            started: Instant::now(),
-            again: Instant::now(),
-            peak_memory_bytes: 0,
-        });
         let mut children = Children {
             config: config.to_owned(),
             root: root.to_owned(),
             local: local.to_owned(),
             workers,
             pair,
-            running: running.collect(),
+            running: roles.map(|role| (role, Child::new())).collect(),
         };
         // An address of an earlier start would only mislead.
         let _ = std::fs::remove_file(children.address_file());
@@ -112,68 +76,71 @@ impl Children {
 
     /// Children started again so far.
     pub fn restarts(&self) -> u32 {
-        self.running.iter().map(|r| r.restarts).sum()
+        self.running.iter().map(|(_, child)| child.restarts).sum()
     }
 
     /// Sum of the children's largest resident sizes.
     pub fn peak_memory_bytes(&self) -> u64 {
-        self.running.iter().map(|r| r.peak_memory_bytes).sum()
+        let peaks = self.running.iter().map(|(_, c)| c.peak_memory_bytes);
+        peaks.sum()
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.local.join("logs")
     }
 
     fn spawn(&mut self, index: usize) -> anyhow::Result<()> {
-        let role = self.running[index].role;
-        let name = role.name();
-        let logs = self.local.join("logs");
-        let opened = File::options()
-            .create(true)
-            .append(true)
-            .open(logs.join(format!("{name}.log")));
-        let log = opened.with_context(|| format!("cannot write {}", logs.display()))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        match role {
+        let role = self.running[index].0;
+        let (name, logs) = (role.name(), self.logs());
+        let mut arguments: Vec<OsString> = match role {
             Role::Coordinator | Role::Standby => {
                 // Of one name over restarts: who is started again need not wait for its own lease.
                 let workers = self.workers.to_string();
-                command.args(["coordinator", "--name", &name, "--workers", &workers]);
-                command.args(self.pair.then_some("--standby"))
+                let mut own = vec!["coordinator", "--name", &name, "--workers", &workers];
+                own.extend(self.pair.then_some("--standby"));
+                own.into_iter().map(OsString::from).collect()
             }
-            Role::Worker(id) => command
-                .args(["worker", "--id", &id.to_string(), "--cache"])
-                .arg(self.local.join("cache")),
+            Role::Worker(id) => {
+                let cache = self.local.join("cache");
+                let id = id.to_string();
+                vec![
+                    "worker".into(),
+                    "--id".into(),
+                    id.into(),
+                    "--cache".into(),
+                    cache.into(),
+                ]
+            }
         };
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if std::env::var_os("RAYON_NUM_THREADS").is_none() {
-            let threads = (cores / self.workers as usize).max(1);
-            command.env("RAYON_NUM_THREADS", threads.to_string());
-        }
-        // The resolved file already holds what the environment said.
-        command.env_remove("BELFRY_SET");
-        let child = command
-            .arg("--address-file")
-            .arg(self.address_file())
-            .arg("--root")
-            .arg(&self.root)
-            .arg("--log")
-            .arg(logs.join(format!("{name}.jsonl")))
-            .arg("--follow-stdin")
-            .arg(&self.config)
-            // A ctrl-c at the terminal is for the launcher, which ends its children in good order.
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
-        self.running[index].child = Some(child);
-        self.running[index].started = Instant::now();
+        arguments.extend([
+            "--address-file".into(),
+            self.address_file().into(),
+            "--root".into(),
+            OsString::from(&self.root),
+            "--log".into(),
+            logs.join(format!("{name}.jsonl")).into(),
+            "--follow-stdin".into(),
+            self.config.clone().into(),
+        ]);
+        let threads = child::threads_of(self.workers);
+        let child = &mut self.running[index].1;
+        child.start((&logs, &name), &arguments, threads, false)?;
         self.write_pids()
+    }
+
+    /// Who was well before is not waited for.
+    fn spawn_if_due(&mut self, index: usize) -> anyhow::Result<()> {
+        match self.running[index].1.is_due() {
+            true => self.spawn(index),
+            false => Ok(()),
+        }
     }
 
     /// `run.pids.json`: who runs under which process id, for people and tests.
     fn write_pids(&self) -> anyhow::Result<()> {
-        let children = self.running.iter().filter_map(|r| {
-            let pid = r.child.as_ref()?.id();
-            Some(serde_json::json!({"role": r.role.name(), "pid": pid, "restarts": r.restarts}))
+        let children = self.running.iter().filter_map(|(role, child)| {
+            let (pid, restarts) = (child.pid()?, child.restarts);
+            Some(serde_json::json!({"role": role.name(), "pid": pid, "restarts": restarts}))
         });
         let text = serde_json::Value::Array(children.collect()).to_string();
         replace(&self.local.join("run.pids.json"), &text)
@@ -183,64 +150,37 @@ impl Children {
     /// has ended the run well.
     pub fn tend(&mut self) -> anyhow::Result<bool> {
         for index in 0..self.running.len() {
-            let running = &mut self.running[index];
-            let name = running.role.name();
-            let Some(child) = &mut running.child else {
-                if Instant::now() >= running.again {
-                    self.spawn(index)?;
+            let role = self.running[index].0;
+            let name = role.name();
+            match self.running[index].1.look()? {
+                Fate::Lives | Fate::Waits => {}
+                Fate::Due => self.spawn(index)?,
+                // A worker was asked to leave, or told that the run is over, which is seen in a
+                // moment.
+                Fate::Left if matches!(role, Role::Worker(_)) => {}
+                Fate::Left => return Ok(true),
+                Fate::GaveUp => {
+                    let words = child::last_words(&self.logs(), &name);
+                    if !matches!(role, Role::Worker(_)) || !self.somebody_works() {
+                        bail!("{name} gave up: {words}");
+                    }
+                    let pause = LEFT_PAUSE.as_secs();
+                    eprintln!("{name} gave up: {words}");
+                    eprintln!("the others go on without {name}; starting it again in {pause} s");
                 }
-                continue;
-            };
-            if let Some(peak) = peak_memory(child.id()) {
-                running.peak_memory_bytes = running.peak_memory_bytes.max(peak);
-            }
-            let Some(status) = child.try_wait()? else {
-                running.gave_up &= running.started.elapsed() < WELL;
-                continue;
-            };
-            running.child = None;
-            running.again = Instant::now();
-            if status.success() {
-                if matches!(running.role, Role::Coordinator | Role::Standby) {
-                    return Ok(true);
+                Fate::Aside => {
+                    let words = child::last_words(&self.logs(), &name);
+                    eprintln!("{name} stepped aside ({words}); starting it again");
+                    self.spawn_if_due(index)?;
                 }
-                // Asked to leave, or told that the run is over, which is seen in a moment.
-                running.again += LEFT_PAUSE;
-                continue;
-            }
-            let words = self.last_words(&name);
-            let running = &mut self.running[index];
-            running.gave_up = status.code() == Some(FATAL);
-            if running.gave_up {
-                let alone = matches!(running.role, Role::Worker(_)) && self.somebody_works();
-                if !alone {
-                    bail!("{name} gave up: {words}");
+                Fate::Died(status) => {
+                    eprintln!("{name} died ({status}); starting it again");
+                    self.spawn_if_due(index)?;
                 }
-            }
-            let running = &mut self.running[index];
-            running.restarts += 1;
-            if running.gave_up {
-                let pause = LEFT_PAUSE.as_secs();
-                eprintln!("{name} gave up: {words}");
-                eprintln!("the others go on without {name}; starting it again in {pause} s");
-                running.again += LEFT_PAUSE;
-            } else if status.code() == Some(ASIDE) {
-                eprintln!("{name} stepped aside ({words}); starting it again");
-            } else {
-                eprintln!("{name} died ({status}); starting it again");
-            }
-            if !running.gave_up && running.started.elapsed() >= WELL {
-                running.quick_deaths = 0;
-                self.spawn(index)?;
-                continue;
-            }
-            running.again += RESTART_PAUSE;
-            running.quick_deaths += 1;
-            if running.quick_deaths > QUICK_DEATHS_MAX {
-                bail!(
-                    "{name} died {QUICK_DEATHS_MAX} times soon after its start; see {}/logs",
-                    self.local.display()
-                );
+                Fate::TooOften => bail!(
+                    "{name} died {QUICK_DEATHS_MAX} times soon after its start; see {}",
+                    self.logs().display()
+                ),
             }
         }
         Ok(false)
@@ -249,54 +189,11 @@ impl Children {
     /// Whether a worker is left that has not given up.
     fn somebody_works(&self) -> bool {
         let mut workers = self.running.iter();
-        workers.any(|r| matches!(r.role, Role::Worker(_)) && !r.gave_up)
-    }
-
-    /// The error line that a child left in its log.
-    fn last_words(&self, name: &str) -> String {
-        let file = self.local.join("logs").join(format!("{name}.log"));
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
-        let told = text
-            .lines()
-            .rev()
-            .find_map(|line| line.strip_prefix("error: "));
-        told.map_or_else(|| format!("see {}", file.display()), str::to_owned)
+        workers.any(|(role, child)| matches!(role, Role::Worker(_)) && !child.gave_up)
     }
 
     /// Lets children end, then ends them.
     pub async fn stop(&mut self) {
-        // A closed standard input is the sign to go.
-        for child in self.running.iter_mut().filter_map(|r| r.child.as_mut()) {
-            drop(child.stdin.take());
-        }
-        let deadline = Instant::now() + STOP_GRACE;
-        loop {
-            let mut alive = self.running.iter_mut().filter_map(|r| r.child.as_mut());
-            if alive.all(|c| matches!(c.try_wait(), Ok(Some(_)))) || Instant::now() > deadline {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        for child in self.running.iter_mut().filter_map(|r| r.child.as_mut()) {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        child::end_all(self.running.iter_mut().map(|(_, child)| child), STOP_GRACE).await;
     }
-}
-
-impl Drop for Children {
-    fn drop(&mut self) {
-        for child in self.running.iter_mut().filter_map(|r| r.child.as_mut()) {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// Largest resident size of a living process, where the system tells it.
-fn peak_memory(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

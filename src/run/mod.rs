@@ -1,13 +1,15 @@
 //! `belfry run`: the launcher for one machine.
 //!
 //! Packs data if needed, starts coordinator and workers as children of the same binary, starts
-//! again what dies, shows progress, and ends with one line of JSON on standard output.
+//! again what dies, shows progress, and ends with one line of JSON on standard output. A plan is
+//! handed on to [`crate::stages`].
 
+pub mod child;
 mod children;
-mod metrics;
+pub mod metrics;
 pub mod prepare;
 mod progress;
-mod watch;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -24,39 +26,46 @@ use children::Children;
 use metrics::Metrics;
 use progress::{Ended, Progress};
 
+use crate::resolve;
+
 /// How often children are looked after when none of them ended.
 const TEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Arguments of `belfry run`.
 #[derive(Args)]
 pub struct RunArguments {
-    /// The run file, for instance configs/quickstart.toml.
-    config: PathBuf,
+    /// The run file, for instance configs/quickstart.toml, or a plan.
+    pub config: PathBuf,
     /// Worker processes on this machine.
     #[arg(long, default_value_t = 2)]
-    workers: u32,
+    pub workers: u32,
     /// Folder or s3:// URL for checkpoints, ledger and export; default runs/NAME.
     #[arg(long)]
-    root: Option<String>,
+    pub root: Option<String>,
     /// Folder for this machine's logs, cache and metrics; default: the root where that is a folder,
     /// else runs/NAME-HASH.
     #[arg(long)]
-    local: Option<PathBuf>,
+    pub local: Option<PathBuf>,
     /// Override a key, for instance --set run.steps=20; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
+    pub settings: Vec<String>,
     /// Start two coordinators: one leads, the other takes over when the first one freezes, and each is
     /// started again when it dies.
     #[arg(long)]
-    standby: bool,
+    pub standby: bool,
     /// Go on with the run that stands under the root.
     #[arg(long)]
-    resume: bool,
+    pub resume: bool,
 }
 
 /// Trains; see the module.
 pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let begun = Instant::now();
+    // What cannot be read is told by whoever loads it.
+    let text = std::fs::read_to_string(&arguments.config).unwrap_or_default();
+    if belfry_configs::plan::is_plan(&text) {
+        return crate::stages::launch(arguments).await;
+    }
     let config = belfry_configs::load(&arguments.config, &arguments.settings)?;
     let lanes = config.batch.lanes;
     if arguments.workers == 0 || arguments.workers < config.cluster.min_workers {
@@ -88,6 +97,10 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {}", local.join("logs").display()))?;
 
     prepare::pack(&config).await?;
+    let config = resolve::resolve(config, &root).await?;
+    if let Some(told) = resolve::length::told(&config) {
+        eprintln!("{told}");
+    }
     prepare::claim(&root, &config, arguments.resume).await?;
     if arguments.resume && root.exists("result.json").await? {
         eprintln!("this run was trained to its last step before");
@@ -151,20 +164,22 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
 }
 
 /// The wishes of whoever started this: ctrl-c, or a service manager's signal.
-struct Stops {
+pub struct Stops {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Stops {
-    fn listen() -> anyhow::Result<Self> {
+    /// Listens from now on.
+    pub fn listen() -> anyhow::Result<Self> {
         Ok(Stops {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
     }
 
-    async fn next(&mut self) {
+    /// The next wish to stop.
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -173,7 +188,7 @@ impl Stops {
 }
 
 /// When children are to be looked after: at once when one ended.
-async fn due(interval: &mut tokio::time::Interval, child_ended: &mut Signal) {
+pub async fn due(interval: &mut tokio::time::Interval, child_ended: &mut Signal) {
     tokio::select! {
         _ = interval.tick() => {}
         _ = child_ended.recv() => {}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use belfry_configs::Timeouts;
+use belfry_configs::{Rhythm, Timeouts};
 use belfry_coordinator::core::LinkPolicy;
 
 /// A run. Everything that the cores are told about it.
@@ -38,6 +38,8 @@ pub struct Setup {
     pub audit_every: u64,
     /// Whether the run evaluates.
     pub evaluates: bool,
+    /// Steps between evaluations; 0: only the first state and the last.
+    pub evaluate_every: u64,
     /// Whether a lane's gradient needs every lane's features.
     pub gathers: bool,
     /// Bugs that a test of the simulator plants.
@@ -72,9 +74,14 @@ impl Setup {
             horizon_steps: 64,
             audit_every: 0,
             evaluates: true,
+            evaluate_every: 0,
             gathers: false,
             planted: Plants::default(),
         }
+    }
+
+    pub(super) fn rhythm(&self) -> Rhythm {
+        Rhythm::Steps(self.evaluate_every)
     }
 
     pub(super) fn silence_ms(&self) -> u64 {

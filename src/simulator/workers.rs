@@ -61,7 +61,6 @@ pub(super) fn lane_report(step: u64, lane: u32, shard: u32) -> v1::LaneReport {
         objectives: vec![objective::sum_of("mlm", f64::from(lane) * 0.1)],
         pairs_digest: lane_digest(lane, shard).to_bytes(),
         substituted: u64::from(shard != first_choice(step, lane)),
-        ..Default::default()
     }
 }
 
@@ -289,13 +288,26 @@ impl World {
                     self.upload(worker, life, state, part);
                 }
             }
-            E::Evaluate { step } => {
-                let _ = self.held(worker, step);
-                let evaluated = v1::Evaluated {
+            E::Evaluate(ask) => {
+                let v1::Evaluate {
                     step,
-                    ..Default::default()
+                    shares,
+                    share,
+                } = ask;
+                let _ = self.held(worker, step);
+                let told = match share {
+                    Some(share) => up::Body::ShareEvaluated(v1::ShareEvaluated {
+                        step,
+                        shares,
+                        share,
+                        error: String::new(),
+                    }),
+                    None => up::Body::Evaluated(v1::Evaluated {
+                        step,
+                        ..Default::default()
+                    }),
                 };
-                self.report_later(worker, up::Body::Evaluated(evaluated));
+                self.report_later(worker, told);
             }
             E::Export { step } => {
                 let exported = v1::Exported {

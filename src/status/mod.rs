@@ -1,4 +1,5 @@
-//! `belfry status`: how a run stands, from its coordinator; from its root when nobody leads. And
+//! `belfry status`: how a run stands, from its coordinator; from its root when nobody leads; a plan is
+//! shown by [`crate::stages`]. And
 //! `belfry drain`, which asks the coordinator to end it in good order.
 
 mod find;
@@ -12,6 +13,7 @@ use anyhow::bail;
 use belfry_proto::v1::coordinator_client::CoordinatorClient;
 use belfry_proto::v1::{DrainRequest, RunStatus, StatusRequest};
 use clap::Args;
+use shard_tools::store::Root;
 use tonic::transport::{Channel, Endpoint};
 
 use find::Found;
@@ -59,12 +61,9 @@ pub struct DrainArguments {
 pub async fn status(arguments: StatusArguments) -> anyhow::Result<()> {
     arguments.which.check()?;
     loop {
-        let found = find::find(&arguments.which).await?;
-        let answer = ask(&found).await;
-        let text = match (arguments.json, &answer) {
-            (true, _) => json::json(&found, &answer).to_string() + "\n",
-            (false, Ok(status)) => table::table(status),
-            (false, Err(why)) => table::away(&found, why),
+        let text = match of_plan(&arguments).await? {
+            Some(text) => text,
+            None => of_run(&arguments).await?,
         };
         if arguments.watch && !arguments.json {
             // Clears the screen, as `watch` does.
@@ -76,6 +75,32 @@ pub async fn status(arguments: StatusArguments) -> anyhow::Result<()> {
         }
         tokio::time::sleep(WATCH_PAUSE).await;
     }
+}
+
+async fn of_run(arguments: &StatusArguments) -> anyhow::Result<String> {
+    let found = find::find(&arguments.which).await?;
+    let answer = ask(&found).await;
+    Ok(match (arguments.json, &answer) {
+        (true, _) => json::json(&found, &answer).to_string() + "\n",
+        (false, Ok(status)) => table::table(status),
+        (false, Err(why)) => table::away(&found, why),
+    })
+}
+
+/// Where the root is a plan's, the plan.
+async fn of_plan(arguments: &StatusArguments) -> anyhow::Result<Option<String>> {
+    let which = &arguments.which;
+    let local = which
+        .local
+        .as_ref()
+        .map(|local| local.display().to_string());
+    // What is no folder is told by whoever looks for a run.
+    let root = match (&which.root, local) {
+        (Some(root), _) => Root::existing(root)?,
+        (None, Some(local)) if Path::new(&local).is_dir() => Root::existing(&local)?,
+        _ => return Ok(None),
+    };
+    crate::stages::show(&root, arguments.json).await
 }
 
 /// Asks the coordinator to finish the open step, write a checkpoint and end.

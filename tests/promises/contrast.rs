@@ -54,6 +54,20 @@ fn retrieval_has_the_same_bits_with_any_number_of_workers_and_after_a_death() {
     assert!(outcome.restarts() >= 2, "both faults fired");
 }
 
+/// As on a GPU: state, gradients and losses stay on the device.
+#[test]
+fn a_device_with_its_own_memory_contrasts_the_same_bits_at_any_worker_count() {
+    let _alone = alone();
+    let settings = with(&["--set", "run.device=cpu-apart", "--set", "run.steps=4"]);
+    let hashes = [1, 3].map(|workers| {
+        let folder = tempfile::tempdir().expect("a folder");
+        Run::in_folder(folder.path())
+            .finish(workers, &settings)
+            .hashes()
+    });
+    assert_eq!(hashes[0], hashes[1]);
+}
+
 #[test]
 fn the_micro_batch_of_a_retrieval_run_changes_rounding_only() {
     let _alone = alone();

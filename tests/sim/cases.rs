@@ -62,6 +62,7 @@ impl Case {
         }
         // Drawn last: what a seed meant before features were gathered it means still.
         setup.gathers = dice.below(3) == 0;
+        setup.evaluate_every = dice.below(5);
         Case {
             seed,
             setup,

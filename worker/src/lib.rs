@@ -14,6 +14,7 @@ mod device;
 mod digests;
 pub mod duplicate;
 mod error;
+pub mod evaluate;
 mod export;
 mod fingerprint;
 mod gathering;
@@ -40,7 +41,7 @@ pub mod weights;
 
 pub use device::open as open_device;
 pub use error::WorkerError;
-pub use export::{checkpoint_parameters, export_checkpoint};
+pub use export::{checkpoint_parameters, checkpoint_steps, export_checkpoint};
 pub use fingerprint::fingerprint;
 pub use inject::Injection;
 pub use inspect::inspect;

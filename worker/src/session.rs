@@ -167,7 +167,8 @@ impl Shell {
         // Opening data reads manifests and may wait for a store: not on the loop's thread.
         let opening = {
             let (config, cache, events) = (config.clone(), options.cache_dir, events.clone());
-            tokio::task::spawn_blocking(move || Compute::start(&config, &cache, events))
+            let root = options.root.clone();
+            tokio::task::spawn_blocking(move || Compute::start(&config, (&root, &cache), events))
         };
         let opened = opening.await;
         let compute = opened.map_err(|e| WorkerError::Internal(e.to_string()))??;
@@ -302,9 +303,9 @@ impl Shell {
                 let state = self.state_of(step)?;
                 self.snapshots.store(&state, parts);
             }
-            Effect::Evaluate { step } => {
-                let state = self.state_of(step)?;
-                self.compute.submit(Job::Evaluate { state })?;
+            Effect::Evaluate(ask) => {
+                let state = self.state_of(ask.step)?;
+                self.compute.submit(Job::Evaluate { state, ask })?;
             }
             Effect::Export { step } => self.export(step)?,
             Effect::Exit { success, reason } => {

@@ -44,14 +44,15 @@ impl Clone for TrainState {
 }
 
 impl TrainState {
-    /// The initial state of a run: a function of the seed and of the files of `[init]`, which are
-    /// named with their hashes in the log.
+    /// The initial state of a run: a function of the seed and of what `[init]` names, files and a
+    /// checkpoint of another run, which stand with their hashes in the log. The optimizer begins
+    /// fresh.
     ///
     /// # Errors
     /// [`WorkerError::Weights`] naming file and key.
     pub async fn init(config: &ValidConfig, model: &ManagerTower) -> Result<Self, WorkerError> {
         let mut parameters = model.table().init(config.run.seed);
-        if !config.init.from.is_empty() {
+        if !config.init.is_fresh() {
             let (filled, report) = import(&config.init, &model.table().into(), parameters).await?;
             parameters = filled;
             for line in report.to_string().lines() {

@@ -17,7 +17,9 @@ use belfry_data::{
     DataError, DataPlane, DatasetIdentity, HostBatch, Quarantine, Split, identities, pairs_digest,
 };
 use belfry_model::{Device, GradientSum, ManagerTower, ModelError, Weights};
-use belfry_proto::{Digest, objective, v1};
+use belfry_proto::Digest;
+use belfry_proto::v1::{self, worker_message as up};
+use shard_tools::store::Root;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
@@ -25,6 +27,7 @@ use crate::contrast::{ContrastError, GlobalContrast, LaneOfStep};
 use crate::core::{Event, Features, LateReports};
 use crate::device;
 use crate::error::WorkerError;
+use crate::evaluate::{Evaluator, InRun, Share};
 use crate::held::{HeldState, Place, StepWeights};
 use crate::task::{DeviceBatch, Keys, Reports};
 
@@ -62,10 +65,12 @@ pub enum Job {
         /// Who wants to know.
         answer: oneshot::Sender<Result<LateReports, String>>,
     },
-    /// Losses and accuracies on the validation data.
+    /// What the validation data say of a state.
     Evaluate {
         /// The state to be judged.
         state: Arc<HeldState>,
+        /// The share, or the figures of all.
+        ask: v1::Evaluate,
     },
 }
 
@@ -88,9 +93,10 @@ impl Compute {
     /// [`WorkerError::Data`] or [`WorkerError::Device`], before anything is computed.
     pub fn start(
         config: &ValidConfig,
-        cache_dir: &Path,
+        (root, cache_dir): (&Root, &Path),
         events: Sender<Event>,
     ) -> Result<Self, WorkerError> {
+        let runtime = tokio::runtime::Handle::current();
         let device = device::open(&config.run.device)?;
         let place = Place::new(&device, config.run.device == CPU_APART);
         let data = Arc::new(DataPlane::open(config, cache_dir, Split::Train)?);
@@ -100,6 +106,8 @@ impl Compute {
         let (jobs, queue) = mpsc::sync_channel(JOBS_MAX);
         let mut room = Room {
             config: config.clone(),
+            root: root.clone(),
+            runtime,
             cache_dir: cache_dir.to_owned(),
             data: Arc::clone(&data),
             identity: identity.clone(),
@@ -147,6 +155,9 @@ impl Compute {
 /// What the compute thread owns.
 struct Room {
     config: ValidConfig,
+    root: Root,
+    /// For the store, which the compute thread asks when it evaluates.
+    runtime: tokio::runtime::Handle,
     cache_dir: std::path::PathBuf,
     data: Arc<DataPlane>,
     identity: Vec<v1::Dataset>,
@@ -225,16 +236,7 @@ impl Room {
                 let _ = answer.send(self.waiting.reports(step, &lanes));
                 Ok(None)
             }
-            Job::Evaluate { state } => {
-                let step = state.step();
-                let evaluated = self.evaluate(&state).unwrap_or_else(|error| v1::Evaluated {
-                    step,
-                    error,
-                    ..Default::default()
-                });
-                let body = v1::worker_message::Body::Evaluated(evaluated);
-                Ok(Some(Event::Report(body)))
-            }
+            Job::Evaluate { state, ask } => Ok(Some(Event::Report(self.evaluate(&state, ask)))),
         }
     }
 
@@ -365,45 +367,52 @@ impl Room {
         })
     }
 
-    fn evaluate(&mut self, state: &Arc<HeldState>) -> Result<v1::Evaluated, String> {
-        let data = DataPlane::open(&self.config, &self.cache_dir, Split::Validation)
-            .map_err(|e| e.to_string())?;
+    fn evaluate(&mut self, state: &Arc<HeldState>, ask: v1::Evaluate) -> up::Body {
+        let v1::Evaluate {
+            step,
+            shares,
+            share,
+        } = ask;
+        match share {
+            Some(share) => {
+                let found = self.judge(state, |run| run.share(Share::new(share + 1, shares)));
+                up::Body::ShareEvaluated(v1::ShareEvaluated {
+                    step,
+                    shares,
+                    share,
+                    error: found.err().unwrap_or_default(),
+                })
+            }
+            None => {
+                let evaluated = self.judge(state, |run| run.conclude(shares));
+                up::Body::Evaluated(evaluated.unwrap_or_else(|error| v1::Evaluated {
+                    step,
+                    error,
+                    ..Default::default()
+                }))
+            }
+        }
+    }
+
+    fn judge<T>(
+        &mut self,
+        state: &Arc<HeldState>,
+        judge: impl FnOnce(&mut InRun) -> Result<T, WorkerError>,
+    ) -> Result<T, String> {
         if identity(&self.config).map_err(|e| e.to_string())? != self.identity {
             return Err("data.train or data.validation was replaced while the run trained".into());
         }
         let weights = self.weights(state).map_err(|e| e.to_string())?;
-        let (task, model) = (self.config.model.task, &self.model);
-        let negatives = Key::new(self.config.run.seed, Purpose::Negatives);
-        let (mut sums, mut micro_batches, mut pairs) = (Vec::new(), 0u32, 0u64);
-        for batch in data.evaluation_batches() {
-            let batch = batch.map_err(|e| e.to_string())?;
-            pairs += batch.pairs as u64;
-            micro_batches += 1;
-            let batch = DeviceBatch::new(task, std::iter::once(batch));
-            let judged = batch.evaluate(model, &weights, negatives, &mut sums);
-            judged.map_err(|e| e.to_string())?;
-        }
-        Ok(v1::Evaluated {
+        let model = Arc::clone(&self.model);
+        let evaluator = Evaluator::open(&self.config, &self.cache_dir, model, &weights);
+        let mut run = InRun {
+            root: &self.root,
             step: state.step(),
-            figures: sums
-                .iter()
-                .flat_map(|sum| figures(sum, micro_batches))
-                .collect(),
-            pairs,
-            error: String::new(),
-        })
+            evaluator: &mut evaluator.map_err(|e| e.to_string())?,
+            runtime: &self.runtime,
+        };
+        judge(&mut run).map_err(|e| e.to_string())
     }
-}
-
-/// An objective's mean over the micro-batches that had a row of it, and its accuracy.
-fn figures(sum: &v1::ObjectiveSum, micro_batches: u32) -> Vec<v1::Figure> {
-    let figure = |name, value| v1::Figure { name, value };
-    let judged = f64::from(micro_batches - sum.empty);
-    let loss = if judged > 0.0 { sum.loss / judged } else { 0.0 };
-    vec![
-        figure(objective::loss_key(&sum.name), loss),
-        figure(objective::accuracy_key(&sum.name), objective::share(sum)),
-    ]
 }
 
 /// Why a lane was not computed.

@@ -28,6 +28,7 @@ mod group;
 mod heads;
 mod image_tower;
 mod inspect;
+mod judge;
 mod layers;
 #[cfg(feature = "cuda")]
 mod lend;
@@ -67,6 +68,7 @@ pub use gathered::GatheredBatch;
 pub use gradient::{DeviceSum, Gradient, GradientSum, Target};
 pub use group::{Alone, Group, GroupError, add_rows};
 pub use inspect::{Inspection, Modality, Part, SimilarityRow, Source, WeightRow};
+pub use judge::{RowJudgement, best, judge_rows};
 #[cfg(feature = "cuda")]
 pub use lend::Lent;
 pub use normal::fill_normal;
@@ -74,7 +76,7 @@ pub use params::{ParamEntry, ParamTable};
 pub use pass::{Record, Trace};
 pub use positions::resize_positions;
 pub use pretrain::PretrainReports;
-pub use rank::{EncodedImages, EncodedTexts, similarities};
+pub use rank::{EncodedImages, EncodedTexts, HostExperts, similarities, similarity};
 pub use retrieve::{Company, Negatives};
 pub use tower::ManagerTower;
 pub use weights::{Weights, on_host};

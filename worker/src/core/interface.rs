@@ -236,8 +236,8 @@ pub enum Effect {
     Copy { step: u64, sources: Vec<String> },
     /// Store these checkpoint parts of the present state.
     StoreParts { step: u64, parts: Vec<u32> },
-    /// Evaluate the present state.
-    Evaluate { step: u64 },
+    /// Evaluate the present state: a share, or the figures.
+    Evaluate(v1::Evaluate),
     /// Export the present state.
     Export { step: u64 },
     /// End the process.

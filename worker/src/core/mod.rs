@@ -424,7 +424,7 @@ impl Core {
                 effects.push(Effect::StoreParts { step, parts });
             }
             down::Body::Evaluate(m) if self.holds(m.step) => {
-                effects.push(Effect::Evaluate { step: m.step });
+                effects.push(Effect::Evaluate(m));
             }
             down::Body::Export(m) if self.holds(m.step) => {
                 effects.push(Effect::Export { step: m.step });

@@ -432,7 +432,10 @@ fn a_hello_waits_for_the_update_that_is_being_applied() {
 #[test]
 fn what_is_asked_of_a_state_that_is_gone_begins_a_new_session() {
     let mut core = loaded();
-    let evaluate = down::Body::Evaluate(v1::Evaluate { step: 5 });
+    let evaluate = down::Body::Evaluate(v1::Evaluate {
+        step: 5,
+        ..Default::default()
+    });
     let effects = core.apply(Event::Message(evaluate));
     assert!(matches!(effects[..], [Effect::Reconnect]), "{effects:?}");
     let mut empty = worker();
