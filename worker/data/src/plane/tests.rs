@@ -383,6 +383,22 @@ fn an_evaluation_walks_all_datasets_once() {
             assert_eq!(image(&batch.images, row), pixels(by_pair[*id as usize]));
         }
     }
+    // Any range gives the same, whole or texts and images apart.
+    let pairs = plane.pairs();
+    let (whole, about) = plane.evaluation_batch(0..pairs, 0).expect("reads");
+    let second = about.iter().position(|a| a.dataset == 1);
+    assert_eq!(second, Some(first.len()), "each pair knows its dataset");
+    let texts = plane.evaluation_texts(3..pairs).expect("reads");
+    assert_eq!(texts.ids, whole.ids[3 * whole.text_len..]);
+    let mask = whole.text_mask[3 * whole.text_len..].iter();
+    assert_eq!(
+        texts.text_mask,
+        mask.map(|m| f32::from(*m)).collect::<Vec<_>>()
+    );
+    assert_eq!(texts.image_ids, whole.image_ids[3..]);
+    let shown = plane.evaluation_images(&[pairs - 1, 0]).expect("reads");
+    assert_eq!(image(&shown, 0), pixels(by_pair[pairs as usize - 1]));
+    assert_eq!(image(&shown, 1), pixels(by_pair[0]));
 }
 
 #[test]
