@@ -276,6 +276,33 @@ fn a_sum_that_cannot_keep_its_promise_is_refused_and_the_choices_named() {
 }
 
 #[test]
+fn a_contrast_whose_result_would_depend_on_the_cut_is_refused() {
+    let set = |settings: &[&str]| {
+        let text = include_str!("../tiny.toml");
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load_str(text, "tiny.toml", &settings)
+    };
+    let retrieval = "model.task=retrieval";
+    let whole = set(&[retrieval]).expect("valid");
+    assert!(whole.gathers(), "the whole batch is the default");
+    let scope = "model.head.contrastive_scope=micro_batch";
+    let own = "model.head.global_negatives=false";
+    let alone = set(&[retrieval, scope, own]).expect("as the authors' code");
+    assert!(!alone.gathers() && !set(&[]).expect("valid").gathers());
+    let two = ["batch.lanes=4", "batch.device_batch=2"];
+    let refused: [(&[&str], &str); 3] = [
+        (&[retrieval, own], "model.head.global_negatives"),
+        (&[retrieval, two[0], two[1]], "batch.device_batch"),
+        (&["model.head.contrastive_scope=lane"], "contrastive_scope"),
+    ];
+    for (settings, key) in refused {
+        let told = set(settings).expect_err("must be refused").to_string();
+        assert!(told.contains(key), "{told}");
+    }
+    set(&two).expect("others may run micro-batches together");
+}
+
+#[test]
 fn a_run_is_so_many_steps_or_so_many_epochs() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
     let with = |settings: &[&str]| {

@@ -1,4 +1,4 @@
-//! `belfry bench eval`: a whole retrieval evaluation on made-up images and captions, beside the same
+//! `belfry bench eval`: a whole retrieval evaluation of photographs and made-up captions, beside the same
 //! fusion passes with everything already on the device.
 //!
 //! Weights are random: what is ranked means nothing, what it costs does.
@@ -7,13 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use belfry_configs::ValidConfig;
 use belfry_model::{ManagerTower, Weights};
 use belfry_worker::evaluate::{EncoderRuns, Evaluator, Finding};
 use belfry_worker::open_device;
 use clap::Args;
-use shard_tools::pack::{self, PackOptions};
+use shard_tools::pack::{self, PackOptions, list_keys};
 
 use super::Case;
 use super::table::{Report, gigabytes, seconds};
@@ -21,8 +21,6 @@ use super::timing::{peak_bytes, reset_peak};
 
 /// Pairs of one made-up shard.
 const PAIRS_PER_SHARD: u32 = 1000;
-/// Side of a made-up image.
-const SIDE: u32 = 40;
 /// Fusion passes of the floor.
 const FLOOR_PASSES: usize = 50;
 
@@ -47,7 +45,9 @@ pub async fn run(arguments: EvalArguments) -> anyhow::Result<()> {
     );
     let folder = tempfile::tempdir()?;
     let (photos, packed) = (folder.path().join("photos"), folder.path().join("packed"));
-    write(&photos, arguments.images, arguments.captions)?;
+    let from = arguments.case.load(&[])?.data.pack_from.clone();
+    let from = from.context("data.pack_from: name a folder of photographs to rank")?;
+    write(from.as_ref(), &photos, arguments.images, arguments.captions)?;
     let packed = packed.display().to_string();
     let options = PackOptions {
         pairs_per_shard: PAIRS_PER_SHARD,
@@ -163,38 +163,22 @@ fn print(arguments: &EvalArguments, measured: &Measured) {
     report.print();
 }
 
-/// Images of one colour each with numbered captions.
-fn write(folder: &Path, images: u32, captions: u32) -> anyhow::Result<()> {
+/// The photographs of a folder again and again under names of their own, with numbered captions.
+fn write(from: &Path, folder: &Path, images: u32, captions: u32) -> anyhow::Result<()> {
+    let keys = list_keys(from)?;
+    ensure!(!keys.is_empty(), "data.pack_from holds no photograph");
     std::fs::create_dir_all(folder)?;
-    for image in 0..images {
+    for (image, key) in (0..images).zip(keys.iter().cycle()) {
+        let endings = ["jpg", "png", "webp"].into_iter();
+        let mut files = endings.map(|ending| (from.join(format!("{key}.{ending}")), ending));
+        let (file, ending) = files
+            .find(|(file, _)| file.exists())
+            .with_context(|| format!("{key} has no image"))?;
         let name = format!("{image:06}");
-        std::fs::write(folder.join(format!("{name}.bmp")), bitmap(image))?;
+        std::fs::copy(file, folder.join(format!("{name}.{ending}")))?;
         let caption = |n| format!("a picture of number {image} in words {n}\n");
         let text: String = (0..captions).map(caption).collect();
         std::fs::write(folder.join(format!("{name}.txt")), text)?;
     }
     Ok(())
-}
-
-/// A BMP of 24 bits with a colour of its own.
-fn bitmap(number: u32) -> Vec<u8> {
-    let pixels = 3 * SIDE * SIDE;
-    let (file_header, info_header) = (14u32, 40u32);
-    let mut bytes = b"BM".to_vec();
-    let words = [
-        file_header + info_header + pixels,
-        0,
-        file_header + info_header,
-    ];
-    bytes.extend(words.iter().flat_map(|w| w.to_le_bytes()));
-    bytes.extend(
-        [info_header, SIDE, SIDE]
-            .iter()
-            .flat_map(|w| w.to_le_bytes()),
-    );
-    bytes.extend([1u16, 24].iter().flat_map(|w| w.to_le_bytes()));
-    bytes.extend([0u32; 6].iter().flat_map(|w| w.to_le_bytes()));
-    let [b, g, r, _] = number.wrapping_mul(0x9E37_79B1).to_le_bytes();
-    bytes.extend((0..SIDE * SIDE).flat_map(|_| [b, g, r]));
-    bytes
 }

@@ -93,7 +93,7 @@ pub enum Bench {
     /// belfry bench coordinator --sessions 1000 --steps 20
     #[command(verbatim_doc_comment)]
     Coordinator(coordinator::CoordinatorArguments),
-    /// A retrieval evaluation of made-up images and captions, beside its fusion passes alone.
+    /// A retrieval evaluation of photographs with made-up captions, beside its fusion passes alone.
     ///
     /// Example: belfry bench eval configs/tiny.toml --images 1000 --set eval.pairs_per_batch=64
     Eval(eval::EvalArguments),

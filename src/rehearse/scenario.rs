@@ -117,6 +117,7 @@ impl Scenario {
             horizon_steps: HORIZON_STEPS,
             audit_every: config.cluster.audit_every_steps,
             evaluates: false,
+            gathers: config.gathers(),
             ..Setup::new(workers, config.batch.lanes, STEPS, stall)
         };
         let crew = Crew::of(config, footprint.gradient_bytes, cluster.workers);

@@ -322,6 +322,7 @@ fn rankings_are_alike_for_any_number_of_processes_and_nothing_is_encoded_twice()
             "shared"
         );
     }
+    killed_in_the_middle_it_goes_on(&trained, figures);
     // Everything on disk, nothing in memory.
     let spilled = trained.eval("spilled", &["--set", "eval.experts_bytes_max=0"]);
     assert_eq!(spilled["figures"], *figures);
@@ -343,6 +344,42 @@ fn rankings_are_alike_for_any_number_of_processes_and_nothing_is_encoded_twice()
         &["different evaluations", "other settings"],
     );
     captions_are_matched_and_photographs_found(&trained);
+}
+
+/// Kills an evaluation while it counts, and starts it again.
+fn killed_in_the_middle_it_goes_on(trained: &Trained, figures: &Value) {
+    let (run, units) = (trained.path("run"), 36);
+    for attempt in 0..20 {
+        let to = format!("killed{attempt}");
+        let tally = trained.folder.path().join(&to).join("tally-1-of-1.jsonl");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_belfry"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.args(["eval", "--run", &run, "--to", &trained.path(&to), "--json"]);
+        command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        let mut child = command.spawn().expect("the binary starts");
+        let found = || {
+            let text = fs::read_to_string(&tally).unwrap_or_default();
+            text.lines().count().saturating_sub(1)
+        };
+        while found() < 2 && child.try_wait().expect("is ours").is_none() {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        let _ = child.kill();
+        child.wait().expect("is ours");
+        if found() >= units {
+            continue;
+        }
+        let before = fs::read_to_string(&tally).expect("is there");
+        let whole = before.rfind('\n').map_or(0, |end| end + 1);
+        assert_eq!(trained.eval(&to, &[])["figures"], *figures);
+        let after = fs::read_to_string(&tally).expect("is there");
+        assert!(after.starts_with(&before[..whole]), "nothing is done again");
+        assert_eq!(after.lines().count(), units + 1);
+        return;
+    }
+    panic!("no kill came in the middle");
 }
 
 fn captions_are_matched_and_photographs_found(trained: &Trained) {

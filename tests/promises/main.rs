@@ -4,6 +4,7 @@
 mod audit;
 mod bench;
 mod checkpoints;
+mod contrast;
 mod failover;
 mod finetune;
 mod inspect;

@@ -125,7 +125,7 @@ impl Outcome {
         (text("parameters_sha256"), text("optimizer_sha256"))
     }
 
-    fn restarts(&self) -> u64 {
+    pub fn restarts(&self) -> u64 {
         self.result["metrics"]["restarts"]
             .as_u64()
             .expect("a count")

@@ -9,9 +9,9 @@ use crate::batch::{ClassifyBatch, ClassifyReport};
 use crate::draws::Draws;
 use crate::error::ModelError;
 use crate::gradient::Target;
-use crate::heads::Heads;
+use crate::heads::{Classifier, Heads};
 use crate::loss::GroupLoss;
-use crate::pass::Trace;
+use crate::pass::{Pass, Trace};
 use crate::scored::{Losses, Run, Scored};
 use crate::tower::{Images, Inputs, ManagerTower};
 use crate::weights::Weights;
@@ -83,6 +83,23 @@ impl ManagerTower {
         batch.check(&self.batch_sizes(), head.images, head.classes)?;
         self.check_run(&run, batch.micro_batches, &vec![batch.rows(); head.images])?;
         let mut pass = self.pass(run.weights, 0, run.draws, run.trace);
+        let logits = self.classified(&mut pass, head, batch)?;
+        let scored = Scored {
+            logits,
+            labels: batch.labels.clone(),
+            groups: (0..batch.rows()).map(|row| row / batch.pairs).collect(),
+        };
+        let losses = scored.finish(pass, batch.micro_batches, run.gradient)?;
+        Ok(ClassifyReports { losses })
+    }
+
+    /// Logits `[rows, classes]`: each image through the whole network with the same text.
+    pub(crate) fn classified<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
+        head: &Classifier,
+        batch: &ClassifyBatch,
+    ) -> Result<Tensor<2>, ModelError> {
         let mut features = Vec::with_capacity(head.images);
         for (image, pixels) in batch.images.iter().enumerate() {
             pass.number = image as u64;
@@ -95,19 +112,13 @@ impl ManagerTower {
                 },
                 batch: batch.rows(),
             };
-            features.push(self.features(&mut pass, &inputs)?);
+            features.push(self.features(pass, &inputs)?);
         }
         let features = Tensor::cat(features, 1);
         pass.record(&format!("{}_input", head.name), &features)?;
-        let logits = head.forward(&pass, features);
+        let logits = head.forward(pass, features);
         pass.record(head.name, &logits)?;
-        let scored = Scored {
-            logits,
-            labels: batch.labels.clone(),
-            groups: (0..batch.rows()).map(|row| row / batch.pairs).collect(),
-        };
-        let losses = scored.finish(pass, batch.micro_batches, run.gradient)?;
-        Ok(ClassifyReports { losses })
+        Ok(logits)
     }
 }
 

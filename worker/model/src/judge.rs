@@ -3,14 +3,12 @@
 //!
 //! Evaluation and answering stand on it. It refuses to know which rows are counted together.
 
-use burn::tensor::Tensor;
-
 use crate::batch::{ClassifyBatch, Labels, expect};
 use crate::draws::Draws;
 use crate::error::ModelError;
 use crate::heads::Heads;
 use crate::loss::{GroupLoss, binary_cross_entropy, cross_entropy};
-use crate::tower::{Images, Inputs, ManagerTower};
+use crate::tower::ManagerTower;
 use crate::weights::{Weights, read};
 
 /// What was said of one row.
@@ -41,21 +39,7 @@ impl ManagerTower {
         batch.check_inputs(&self.batch_sizes(), head.images)?;
         let weights = weights.without_gradient();
         let mut pass = self.pass(&weights, 0, Draws::Off, None);
-        let mut features = Vec::with_capacity(head.images);
-        for (image, pixels) in batch.images.iter().enumerate() {
-            pass.number = image as u64;
-            let inputs = Inputs {
-                ids: &batch.ids,
-                text_mask: &batch.text_mask,
-                images: Images::Pixels {
-                    values: pixels,
-                    token_type: 1 + image,
-                },
-                batch: batch.rows(),
-            };
-            features.push(self.features(&mut pass, &inputs)?);
-        }
-        read(head.forward(&pass, Tensor::cat(features, 1)), "logits")
+        read(self.classified(&mut pass, head, batch)?, "logits")
     }
 
     /// Classes of the model's classifier; none for other tasks.

@@ -164,6 +164,13 @@ fn the_gathered_gradient_is_that_of_the_whole_batch_in_one_process() {
             let difference = relative(&gradient, &expected);
             println!("micro-batch {micro_batch}: {difference:e} of the largest");
             assert!(difference < 1e-5, "micro-batch {micro_batch}: {difference}");
+            for entry in run.tower.table().entries().iter().filter(|e| e.trained) {
+                let of = entry.offset..entry.offset + entry.len;
+                let own = relative(&gradient[of.clone()], &expected[of.clone()]);
+                // Attention's key biases have none but rounding's.
+                let largest = expected[of].iter().fold(0.0f32, |max, g| max.max(g.abs()));
+                assert!(largest < 1e-4 || own < 1e-4, "{}: {own}", entry.name);
+            }
             assert!((report.itc_loss - single.itc_loss).abs() < 1e-6);
             assert!((report.itm_loss - single.itm_loss).abs() < 1e-6);
             assert_eq!(report.itm_correct, single.itm_correct);

@@ -45,7 +45,7 @@ pub struct Work {
     pub pairs: u64,
     /// Units of work.
     pub units: u64,
-    /// Parts of the data whose figures are told apart.
+    /// Parts of the data whose figures are told apart; none where they are not.
     pub parts: Vec<Part>,
     /// Images, of retrieval.
     pub images: u32,
@@ -270,7 +270,11 @@ fn work(config: &ValidConfig, data: &DataPlane, retrieval: Option<&Retrieval>) -
             Some(retrieval) => retrieval.sizes().iter().sum::<usize>() as u64,
             None => pairs.div_ceil(chunks::pairs_per_chunk(config)),
         },
-        parts: parts(data),
+        // A micro-batch of pre-training may hold pairs of two datasets, and its loss is one mean.
+        parts: match config.model.task {
+            Task::Pretrain => Vec::new(),
+            _ => parts(data),
+        },
         images: images as u32,
         image_of_text,
     }

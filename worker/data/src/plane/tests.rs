@@ -365,6 +365,48 @@ fn questions_have_the_soft_scores_of_their_answers() {
 }
 
 #[test]
+fn any_row_of_a_step_has_the_numbers_of_its_lanes_batch() {
+    let (folder, _) = colours(Contents::Captions, 5, caption);
+    let config = config(Task::Retrieval, &[&folder], |_| {});
+    let plane = open(&config);
+    for step in 0..3 {
+        let lanes = [0, 1].map(|lane| plane.lane_step(step, lane, &Quarantine::new()));
+        let batches: Vec<HostBatch> = lanes.into_iter().flat_map(|b| b.expect("reads")).collect();
+        let places = [9, 0, 15, 0, 6];
+        let rows = plane
+            .rows(step, &places, &Quarantine::new())
+            .expect("reads");
+        assert_eq!(rows.pairs, places.len());
+        for (row, place) in places.into_iter().enumerate() {
+            let (batch, at) = (&batches[place / 4], place % 4);
+            assert_eq!(rows.pair_ids[row], batch.pair_ids[at]);
+            assert_eq!(rows.image_ids[row], batch.image_ids[at]);
+            assert_eq!(image(&rows.images, row), image(&batch.images, at));
+            let tokens = |ids: &[i32], row: usize| ids[row * 16..(row + 1) * 16].to_vec();
+            assert_eq!(tokens(&rows.ids, row), tokens(&batch.ids, at));
+        }
+    }
+    let lost = ShardRef {
+        dataset: 0,
+        shard: plane.sequence().pairs(0, 1, &Quarantine::new())[0].shard,
+    };
+    std::fs::remove_file(folder.path().join(format!("{}.tar", lost.shard))).expect("was there");
+    let plane = open(&config);
+    let error = plane
+        .rows(0, &[8], &Quarantine::new())
+        .expect_err("is gone");
+    assert_eq!(error.unreadable(), Some(lost), "{error}");
+    let without = Quarantine::from([lost]);
+    let rows = plane
+        .rows(0, &[8], &without)
+        .expect("another pair stands for it");
+    assert_eq!(
+        rows.pair_ids[0],
+        plane.sequence().pairs(0, 1, &without)[0].id
+    );
+}
+
+#[test]
 fn an_evaluation_walks_all_datasets_once() {
     let (one, first) = colours(Contents::Captions, 3, caption);
     let (two, second) = colours(Contents::Captions, 2, caption);
@@ -383,6 +425,22 @@ fn an_evaluation_walks_all_datasets_once() {
             assert_eq!(image(&batch.images, row), pixels(by_pair[*id as usize]));
         }
     }
+    // Any range gives the same, whole or texts and images apart.
+    let pairs = plane.pairs();
+    let (whole, about) = plane.evaluation_batch(0..pairs, 0).expect("reads");
+    let second = about.iter().position(|a| a.dataset == 1);
+    assert_eq!(second, Some(first.len()), "each pair knows its dataset");
+    let texts = plane.evaluation_texts(3..pairs).expect("reads");
+    assert_eq!(texts.ids, whole.ids[3 * whole.text_len..]);
+    let mask = whole.text_mask[3 * whole.text_len..].iter();
+    assert_eq!(
+        texts.text_mask,
+        mask.map(|m| f32::from(*m)).collect::<Vec<_>>()
+    );
+    assert_eq!(texts.image_ids, whole.image_ids[3..]);
+    let shown = plane.evaluation_images(&[pairs - 1, 0]).expect("reads");
+    assert_eq!(image(&shown, 0), pixels(by_pair[pairs as usize - 1]));
+    assert_eq!(image(&shown, 1), pixels(by_pair[0]));
 }
 
 #[test]
