@@ -1,18 +1,22 @@
 //! `belfry`: one binary, its roles are subcommands.
 
+mod answer;
 mod audit;
 mod bench;
 mod checkpoint;
+mod eval;
 mod files;
 mod inspect;
 mod plan;
 mod rehearse;
+mod resolve;
 mod roles;
 mod run;
 mod size;
 mod stages;
 mod status;
 mod synthetic;
+mod trained;
 mod weights;
 
 use std::path::PathBuf;
@@ -89,6 +93,23 @@ enum Command {
     ///
     /// Example: belfry inspect runs/quickstart --to inspect
     Inspect(inspect::InspectArguments),
+    /// Judge a trained model on packed data: accuracies, the VQA server's result file, recalls. Given
+    /// again with the same --to it goes on where it was interrupted.
+    ///
+    /// Example: belfry eval --run runs/vqav2 --best vqa_score --workers 4 --to evaluation
+    Eval(Box<eval::EvalArguments>),
+    /// Ask a model trained for VQA about an image: the likeliest answers with their scores.
+    ///
+    /// Example: belfry ask --run runs/vqav2 --image dog.jpg --question "What colour is the dog?"
+    Ask(Box<answer::AskArguments>),
+    /// How well captions match an image, best first.
+    ///
+    /// Example: belfry match --run runs/flickr30k --image dog.jpg --caption "a dog" --caption "a cat"
+    Match(Box<answer::MatchArguments>),
+    /// Find images of a folder by a text, or captions of it by an image.
+    ///
+    /// Example: belfry retrieve --run runs/flickr30k --index photos --query "a dog on a beach"
+    Retrieve(Box<answer::RetrieveArguments>),
     /// Prove from a run's ledger which pairs were trained: every pair of each completed epoch exactly
     /// once, or by name what was not. Exit code 1: not proved; 2: nothing to prove from.
     ///
@@ -173,6 +194,10 @@ async fn run(command: Command) -> ExitCode {
         Command::Import(arguments) => weights::import(arguments).await,
         Command::Export(arguments) => weights::export(arguments).await,
         Command::Inspect(arguments) => inspect::inspect(arguments).await,
+        Command::Eval(arguments) => eval::eval(*arguments).await,
+        Command::Ask(arguments) => answer::ask(*arguments).await,
+        Command::Match(arguments) => answer::match_captions(*arguments).await,
+        Command::Retrieve(arguments) => answer::retrieve(*arguments).await,
         Command::Audit(arguments) => match audit::audit(arguments).await {
             Ok(false) => return ExitCode::from(NOT_PROVED),
             proved => proved.map(drop),
@@ -187,7 +212,7 @@ async fn run(command: Command) -> ExitCode {
             tokio::task::block_in_place(|| rehearse::rehearse(&arguments))
         }
         Command::Model(arguments) => size::print(&arguments),
-        Command::Config { config, settings } => print_config(&config, &settings),
+        Command::Config { config, settings } => print_config(&config, &settings).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -211,9 +236,28 @@ fn told(error: &anyhow::Error) -> String {
     text
 }
 
-fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {
+async fn print_config(config: &std::path::Path, settings: &[String]) -> anyhow::Result<()> {
     let config = belfry_configs::load(config, settings)?;
+    let unresolved = config.clone();
+    let (config, told) = match resolve::length::resolve(config).await {
+        Ok(config) => {
+            let told = resolve::length::told(&config);
+            (config, told)
+        }
+        Err(error) => (unresolved, Some(format!("unknown: {}", told(&error)))),
+    };
     print!("{}", config.to_toml());
+    if let Some(told) = told {
+        println!("# steps: {}", told.replace('\n', " "));
+    }
+    if let Some(run) = config
+        .init
+        .run
+        .as_ref()
+        .filter(|_| config.needs_beginning())
+    {
+        println!("# begins with a checkpoint of {run} that is chosen when the run starts");
+    }
     println!("# sha256 {}", config.sha256());
     Ok(())
 }

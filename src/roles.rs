@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tracing_subscriber::fmt;
 
 use crate::files::replace;
+use crate::resolve;
 use tracing_subscriber::prelude::*;
 
 /// What every role is told.
@@ -90,13 +91,14 @@ pub struct WorkerArguments {
 }
 
 impl Common {
-    fn open(
+    async fn open(
         &self,
         open: impl FnOnce(&str) -> Result<Root, StoreError>,
     ) -> anyhow::Result<(ValidConfig, Root, String)> {
         start_log(self.log.as_deref())?;
         let config = belfry_configs::load(&self.config, &self.settings)?;
         let root = open(&self.root)?;
+        let config = resolve::together(config, &root).await?;
         let id = run_id(&config, &root.to_string());
         Ok((config, root, id))
     }
@@ -104,9 +106,8 @@ impl Common {
 
 /// Resolves when this process is asked to end: by a signal, or by its launcher's end.
 pub async fn shutdown(follow_stdin: bool) {
-    let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .expect("the signal exists");
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .expect("the signal exists");
     let closed = async {
         if !follow_stdin {
             std::future::pending::<()>().await;
@@ -151,7 +152,7 @@ pub struct Aside(pub String);
 
 /// Runs a coordinator until its run ends.
 pub async fn coordinator(arguments: CoordinatorArguments) -> anyhow::Result<()> {
-    let (config, root, run_id) = arguments.common.open(Root::open_once)?;
+    let (config, root, run_id) = arguments.common.open(Root::open_once).await?;
     let listener = TcpListener::bind(&arguments.listen)
         .await
         .with_context(|| {
@@ -233,7 +234,7 @@ pub fn advertised(listening: SocketAddr, advertise: Option<&str>) -> anyhow::Res
 
 /// Runs a worker until its run ends.
 pub async fn worker(arguments: WorkerArguments) -> anyhow::Result<()> {
-    let (config, root, run_id) = arguments.common.open(Root::open)?;
+    let (config, root, run_id) = arguments.common.open(Root::open).await?;
     let coordinator = match arguments.address_file {
         Some(file) => Whereabouts::File(file),
         None => Whereabouts::Journal(root.clone()),

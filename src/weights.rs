@@ -9,6 +9,7 @@ use belfry_worker::{export_checkpoint, weights};
 use clap::Args;
 use shard_tools::store::Root;
 
+use crate::resolve;
 use crate::run::prepare::of_root;
 
 /// Arguments of `belfry import`.
@@ -54,9 +55,13 @@ pub struct ExportArguments {
 pub async fn import(arguments: ImportArguments) -> anyhow::Result<()> {
     let settings = with_files(arguments.settings, &arguments.from, &arguments.fresh);
     let config = belfry_configs::load(&arguments.config, &settings)?;
-    if config.init.from.is_empty() {
-        bail!("--from: name a file of weights, or list some as init.from in the run file");
+    if config.init.is_fresh() {
+        bail!(
+            "--from: name a file of weights, or list some as init.from in the run file, or a run as \
+             init.run"
+        );
     }
+    let config = resolve::beginning(config).await?;
     let model = ManagerTower::new(&config.model, config.data.text_len as usize)?;
     let targets = weights::Targets::from(model.table());
     let fresh = model.table().init(config.run.seed);
@@ -90,6 +95,10 @@ pub fn with_files(mut settings: Vec<String>, from: &[String], fresh: &[String]) 
             let values: Vec<String> = values.iter().map(|v| format!("{v:?}")).collect();
             settings.push(format!("init.{key}=[{}]", values.join(",")));
         }
+    }
+    if !from.is_empty() {
+        // These files and nothing else.
+        settings.push("init.run=".into());
     }
     settings
 }

@@ -32,6 +32,10 @@ pub struct Data {
     /// How many images of `pack_from` are held out for validation.
     #[serde(default)]
     pub pack_holdout: u32,
+    /// Captions packed for pre-training begin with words that the image's own pixels allow, so that a
+    /// small model learns what it sees. The other tasks' texts are made of pixels in any case.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pack_pixels: bool,
     /// Path of a `tokenizer.json` (RoBERTa's or BERT's).
     pub tokenizer: String,
     /// Tokens per caption, padded and truncated (paper: 50).

@@ -1,13 +1,14 @@
-//! From a run file, the environment and `--set` to one [`ValidConfig`]. Last wins.
+//! From a run file with its bases, the environment and `--set` to one [`ValidConfig`]. Last wins.
 
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use crate::base::{self, Layer};
 use crate::run_config::RunConfig;
 use crate::validate::ValidConfig;
 
-/// Environment variable with `key=value` settings separated by `;`.
+/// Environment variable with `key=value` or `@FILE` settings separated by `;`.
 const SET_VARIABLE: &str = "BELFRY_SET";
 
 /// Why a configuration was refused.
@@ -31,8 +32,19 @@ pub enum ConfigError {
         /// What is wrong, with line, key and the keys that exist.
         message: String,
     },
-    /// A setting is not `key=value`.
-    #[error("`--set {setting}` is not key=value; for instance --set batch.lanes=8")]
+    /// A file's `base` cannot lie below it.
+    #[error("{path}: base: {reason}")]
+    Base {
+        /// The file that has the key.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A setting is neither `key=value` nor `@FILE`.
+    #[error(
+        "`--set {setting}` is not key=value; for instance --set batch.lanes=8, or --set @FILE to lay \
+         a file over"
+    )]
     Setting {
         /// The setting as written.
         setting: String,
@@ -47,15 +59,12 @@ pub enum ConfigError {
     },
 }
 
-/// Reads the run file at `path`, lays environment and `settings` over it, and validates.
+/// Reads the run file at `path` with its bases, lays environment and `settings` over it, and
+/// validates. A setting is `key=value`, or `@FILE`: a file laid over, relative to the working folder.
 ///
 /// # Errors
 /// [`ConfigError`], naming the file or the key.
 pub fn load(path: &Path, settings: &[String]) -> Result<ValidConfig, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.into(),
-        source,
-    })?;
     let environment = std::env::var(SET_VARIABLE).unwrap_or_default();
     let all: Vec<String> = environment
         .split(';')
@@ -63,57 +72,70 @@ pub fn load(path: &Path, settings: &[String]) -> Result<ValidConfig, ConfigError
         .map(str::to_owned)
         .chain(settings.iter().cloned())
         .collect();
-    load_str(&text, &path.display().to_string(), &all)
+    assemble(base::chain(path)?, &path.display().to_string(), &all)
 }
 
-/// Like [`load`], from text; `origin` names it in errors.
+/// Like [`load`], from text, which has no base; `origin` names it in errors.
 ///
 /// # Errors
 /// [`ConfigError`], naming `origin` or the key.
 pub fn load_str(text: &str, origin: &str, settings: &[String]) -> Result<ValidConfig, ConfigError> {
-    let parse = |origin: &str, message: String| ConfigError::Parse {
-        origin: origin.into(),
-        message,
-    };
-    // First on its own, so that a mistake in the file is told with its line.
-    let config: RunConfig =
-        toml::from_str(text).map_err(|e| parse(origin, e.to_string().trim_end().to_owned()))?;
-    if settings.is_empty() {
-        return config.validate();
-    }
-    let mut table: Table =
-        toml::from_str(text).map_err(|e| parse(origin, e.to_string().trim_end().to_owned()))?;
-    for setting in settings {
-        apply(&mut table, setting)?;
-    }
-    let config: RunConfig = Value::Table(table)
-        .try_into()
-        .map_err(|e: toml::de::Error| {
-            parse(
-                &format!("--set {}", settings.join(" --set ")),
-                e.message().to_owned(),
-            )
-        })?;
-    config.validate()
+    let layer = Layer::parse(text.into(), origin.into())?;
+    assemble(vec![layer], origin, settings)
 }
 
-fn apply(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
+fn assemble(
+    mut layers: Vec<Layer>,
+    file: &str,
+    settings: &[String],
+) -> Result<ValidConfig, ConfigError> {
+    if let [alone] = layers.as_slice() {
+        // First on its own, so that a mistake in the file is told with its line.
+        let config = toml::from_str::<RunConfig>(&alone.text);
+        let config = config.map_err(|e| ConfigError::Parse {
+            origin: file.into(),
+            message: e.to_string().trim_end().to_owned(),
+        })?;
+        if settings.is_empty() {
+            return config.validate();
+        }
+    }
+    for setting in settings {
+        match setting.trim().strip_prefix('@') {
+            Some(file) => layers.extend(base::chain(Path::new(file))?),
+            None => layers.push(Layer {
+                origin: format!("--set {setting}"),
+                table: of_setting(setting)?,
+                text: String::new(),
+            }),
+        }
+    }
+    let config: Result<RunConfig, _> = Value::Table(base::merged(&layers)).try_into();
+    config
+        .map_err(|e| base::blame(&layers, &e, file))?
+        .validate()
+}
+
+/// `a.b=value` as a table.
+fn of_setting(setting: &str) -> Result<Table, ConfigError> {
     let bad = || ConfigError::Setting {
         setting: setting.into(),
     };
     let (key, text) = setting.split_once('=').ok_or_else(bad)?;
-    let mut place = table;
-    let mut parts: Vec<&str> = key.trim().split('.').collect();
-    let last = parts.pop().filter(|p| !p.is_empty()).ok_or_else(bad)?;
-    for part in parts {
-        place = place
-            .entry(part)
-            .or_insert_with(|| Value::Table(Table::new()))
-            .as_table_mut()
-            .ok_or_else(bad)?;
+    let mut found = value(text.trim());
+    let mut parts = key.trim().rsplit('.').peekable();
+    while let Some(part) = parts.next() {
+        if part.is_empty() {
+            return Err(bad());
+        }
+        let mut table = Table::new();
+        table.insert(part.to_owned(), found);
+        if parts.peek().is_none() {
+            return Ok(table);
+        }
+        found = Value::Table(table);
     }
-    place.insert(last.to_owned(), value(text.trim()));
-    Ok(())
+    Err(bad())
 }
 
 /// The value as TOML writes it; anything else is a bare string.

@@ -126,6 +126,8 @@ pub struct Head {
     /// Hard negatives come from the whole contrastive group, not from the own micro-batch alone
     /// (the authors' Flickr30K script).
     pub global_negatives: bool,
+    /// What a row is contrasted with.
+    pub contrastive_scope: ContrastiveScope,
 }
 
 impl Default for Head {
@@ -138,8 +140,21 @@ impl Default for Head {
             contrastive_hidden: 256,
             temperature: 0.07,
             global_negatives: true,
+            contrastive_scope: ContrastiveScope::GlobalBatch,
         }
     }
+}
+
+/// The rows that a contrastive loss compares with each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContrastiveScope {
+    /// The whole global batch: the result does not depend on the number of workers, nor on how the
+    /// batch is cut into micro-batches.
+    #[default]
+    GlobalBatch,
+    /// One micro-batch, as the authors' code on one worker.
+    MicroBatch,
 }
 
 /// The systems that the paper compares.

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::collective::Collective;
 use crate::data::Data;
+use crate::eval::Eval;
 use crate::init::Init;
+use crate::length::Rhythm;
 use crate::model::Model;
 use crate::precision::Precision;
 use crate::timeouts::Timeouts;
@@ -32,6 +34,9 @@ pub struct RunConfig {
     pub init: Init,
     /// Optimizer and schedule.
     pub optim: Optim,
+    /// How a state is judged.
+    #[serde(default)]
+    pub eval: Eval,
     /// When checkpoints are written.
     #[serde(default)]
     pub checkpoint: Checkpoint,
@@ -51,12 +56,30 @@ pub struct Run {
     pub name: String,
     /// Seeds every random choice of the run.
     pub seed: u64,
-    /// Optimizer updates in total (paper: 100,000 for pre-training).
+    /// Optimizer updates in total (paper: 100,000 for pre-training); or `epochs` instead.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub steps: u64,
+    /// Passes over the training data (Table 9), at most six decimals: ⌊pairs · epochs / global_batch⌋
+    /// steps, counted once from the manifests of data.train.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Pairs of one epoch: written by Belfry when it counts them, beside `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch_pairs: Option<u64>,
+    /// Steps between evaluations on data.validation; 0: only before the first step and after the last.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub evaluate_every_steps: u64,
+    /// The same in epochs: after each step with which so many more are complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluate_every_epochs: Option<f64>,
     /// `cpu`, or `cuda:N` with the cuda feature. `cpu-apart` is the CPU treated as a device with a
     /// memory of its own: a check of what happens on GPUs, for machines that have none.
     #[serde(default = "default_device")]
     pub device: String,
+}
+
+fn is_zero(steps: &u64) -> bool {
+    *steps == 0
 }
 
 fn default_device() -> String {
@@ -194,7 +217,8 @@ pub struct Checkpoint {
     /// coordinator's process.
     #[serde(default = "default_scrub_hours")]
     pub scrub_hours: f64,
-    /// The best so many by an evaluation are kept; only evaluated steps can be among them.
+    /// The best so many by an evaluation are kept. Every state that is evaluated is made a checkpoint
+    /// then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_best: Option<KeepBest>,
 }
@@ -205,23 +229,9 @@ pub struct Checkpoint {
 pub struct KeepBest {
     /// How many.
     pub count: u32,
-    /// By which number of the evaluation.
-    pub metric: Metric,
-}
-
-/// A number of an evaluation, by the name that it has in `metrics/evaluation-*.json`. Of losses the
-/// lowest is best, of accuracies the highest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// Masked language modelling: mean loss.
-    MlmLoss,
-    /// Masked language modelling: share of masked tokens that are right.
-    MlmAccuracy,
-    /// Image-text matching: mean loss.
-    ItmLoss,
-    /// Image-text matching: share of pairs that are right.
-    ItmAccuracy,
+    /// By which figure of the task's evaluation (`figures`): of losses the lowest is best, of
+    /// everything else the highest.
+    pub metric: String,
 }
 
 fn default_keep_last() -> u32 {
@@ -229,6 +239,15 @@ fn default_keep_last() -> u32 {
 }
 fn default_scrub_hours() -> f64 {
     24.0
+}
+
+impl Checkpoint {
+    /// Whether a checkpoint is made of the state after `step` updates of a run that evaluates in this
+    /// rhythm; of the last state it always is.
+    pub fn is_due(&self, step: u64, rhythm: Rhythm) -> bool {
+        let judged = self.keep_best.is_some() && rhythm.is_due(step);
+        judged || step > 0 && step.is_multiple_of(self.every_steps)
+    }
 }
 
 impl Default for Checkpoint {

@@ -3,8 +3,9 @@
 
 use std::ops::Deref;
 
+use crate::figures;
 use crate::layers::ConfigError;
-use crate::model::{Manager, ManagerWeight, System};
+use crate::model::{ContrastiveScope, Manager, ManagerWeight, System, Task};
 use crate::precision::Matmul;
 use crate::run_config::RunConfig;
 
@@ -88,17 +89,31 @@ pub(crate) fn at_least_one(key: &str, value: u64) -> Result<(), ConfigError> {
 }
 
 impl RunConfig {
+    /// Whether the task has a contrastive loss.
+    fn is_contrastive(&self) -> bool {
+        matches!(self.model.task, Task::Retrieval | Task::PretrainItc)
+    }
+
+    /// Whether a lane's gradient needs features of all lanes first: the contrast is of the whole
+    /// global batch.
+    pub fn gathers(&self) -> bool {
+        let whole = self.model.head.contrastive_scope == ContrastiveScope::GlobalBatch;
+        self.is_contrastive() && whole
+    }
+
     /// Checks everything that can be checked without data or device.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] naming the key and the nearest valid choices.
-    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
+    pub fn validate(mut self) -> Result<ValidConfig, ConfigError> {
         self.check_run()?;
         self.check_batch()?;
+        self.check_length()?;
         self.data.check(&self.model.text)?;
         self.check_model()?;
         self.init.check()?;
         self.check_optim()?;
+        self.eval.check()?;
         self.collective.check(&self.run.device)?;
         Ok(ValidConfig(self))
     }
@@ -108,7 +123,6 @@ impl RunConfig {
         if self.run.name.is_empty() || !self.run.name.chars().all(plain) {
             return Err(refuse("run.name", "use letters, digits, `-` and `_` only"));
         }
-        at_least_one("run.steps", self.run.steps)?;
         let device = &self.run.device;
         let cuda = device
             .strip_prefix("cuda:")
@@ -179,6 +193,7 @@ impl RunConfig {
                     "nothing is evaluated: set data.validation, or leave it out",
                 ));
             }
+            figures::check("checkpoint.keep_best.metric", self.model.task, &best.metric)?;
         }
         if !c.scrub_hours.is_finite() || c.scrub_hours < 0.0 {
             return Err(refuse(
@@ -232,6 +247,16 @@ impl RunConfig {
                      nearest that do: {:?}",
                     b.device_batch,
                     nearest_divisors(per_lane, b.device_batch)
+                ),
+            ));
+        }
+        if self.is_contrastive() && b.device_batch != 1 {
+            return Err(refuse(
+                "batch.device_batch",
+                format!(
+                    "must be 1 for model.task = {:?}: hard negatives are drawn, and what is drawn \
+                     would depend on how many micro-batches run together",
+                    self.model.task
                 ),
             ));
         }
@@ -343,6 +368,14 @@ impl RunConfig {
         if !(0.0..1.0).contains(&head.nlvr2_dropout) {
             return Err(refuse("model.head.nlvr2_dropout", "must lie in 0..1"));
         }
+        let whole = head.contrastive_scope == ContrastiveScope::GlobalBatch;
+        if self.is_contrastive() && whole && !head.global_negatives {
+            return Err(refuse(
+                "model.head.global_negatives",
+                "must be true with model.head.contrastive_scope = \"global_batch\", where nothing may \
+                 depend on the micro-batch; negatives of a micro-batch need \"micro_batch\"",
+            ));
+        }
         if !(0.001..=0.5).contains(&head.temperature) {
             return Err(refuse("model.head.temperature", "must lie in 0.001..=0.5"));
         }
@@ -391,7 +424,9 @@ impl RunConfig {
                 return Err(refuse(key, reason));
             }
         }
-        if o.warmup >= 1.0 && o.warmup as u64 >= self.run.steps {
+        // A run whose epochs are not counted yet has no steps.
+        let steps = Some(self.run.steps).filter(|steps| *steps > 0);
+        if o.warmup >= 1.0 && steps.is_some_and(|steps| o.warmup as u64 >= steps) {
             return Err(refuse("optim.warmup", "must be below run.steps"));
         }
         Ok(())

@@ -2,20 +2,69 @@
 
 use std::path::{Path, PathBuf};
 
-use belfry_configs::{Metric, Recompute, ValidConfig, load, load_str};
+use belfry_configs::plan;
+use belfry_configs::{Recompute, ValidConfig, load, load_str};
 
-fn run_files() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+/// The TOML files of `folder`, one of the package's, by name.
+fn files(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-        .expect("the package's folder is readable")
+        .expect("the folder is readable")
         .map(|entry| entry.expect("a readable entry").path())
         .filter(|path| path.extension().is_some_and(|e| e == "toml"))
         .filter(|path| path.file_name().is_some_and(|n| n != "Cargo.toml"))
-        // A plan lists runs and is none.
-        .filter(|path| !path.file_stem().is_some_and(|s| s.to_string_lossy().starts_with("plan-")))
         .collect();
     files.sort();
     files
+}
+
+fn stem(file: &Path) -> String {
+    let stem = file.file_stem().expect("has a name");
+    stem.to_string_lossy().into_owned()
+}
+
+/// Run files and the names of their runs. A plan lists runs and is none; what lies in `shared` is
+/// below others.
+fn run_files() -> Vec<(PathBuf, String)> {
+    let of = |folder: &'static str, before: &'static str| {
+        let named = move |file: PathBuf| {
+            let name = format!("{before}{}", stem(&file));
+            (file, name)
+        };
+        files(folder).into_iter().map(named)
+    };
+    let runs = of(".", "").chain(of("tiny", "tiny-"));
+    runs.filter(|(file, _)| !is_plan(file)).collect()
+}
+
+fn is_plan(file: &Path) -> bool {
+    plan::is_plan(&std::fs::read_to_string(file).expect("is text"))
+}
+
+#[test]
+fn every_plan_loads_with_its_run_files_and_is_named_after_its_file() {
+    let files: Vec<PathBuf> = files(".")
+        .into_iter()
+        .filter(|file| is_plan(file))
+        .collect();
+    assert!(files.len() >= 2, "found only {files:?}");
+    for file in files {
+        let plan = plan::load(&file, &[]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        assert_eq!(plan.name, stem(&file));
+    }
+}
+
+/// Table 3 (and 7), ManagerTower's row.
+#[test]
+fn the_papers_plan_stands_beside_the_papers_numbers() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("plan-paper.toml");
+    let file = plan::read(&file).expect("is a plan");
+    let targets = file.stage.iter().flat_map(|stage| &stage.results);
+    let paper: Vec<f64> = targets.filter_map(|target| target.paper).collect();
+    assert_eq!(
+        paper,
+        [79.39, 79.15, 81.26, 81.44, 82.81, 83.34, 86.56, 95.64]
+    );
 }
 
 fn loaded(name: &str) -> ValidConfig {
@@ -26,21 +75,16 @@ fn loaded(name: &str) -> ValidConfig {
 #[test]
 fn every_run_file_loads_and_is_named_after_its_run() {
     let files = run_files();
-    assert!(files.len() >= 3, "found only {files:?}");
-    for file in files {
+    assert!(files.len() >= 14, "found only {files:?}");
+    for (file, name) in files {
         let config = load(&file, &[]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let stem = file
-            .file_stem()
-            .expect("has a name")
-            .to_string_lossy()
-            .into_owned();
-        assert_eq!(config.run.name, stem);
+        assert_eq!(config.run.name, name);
     }
 }
 
 #[test]
 fn the_resolved_text_is_the_same_run() {
-    for file in run_files() {
+    for (file, _) in run_files() {
         let config = load(&file, &[]).expect("loads");
         let again = load_str(&config.to_toml(), "run.toml", &[]).expect("its own text loads");
         assert_eq!(config.sha256(), again.sha256(), "{}", file.display());
@@ -143,7 +187,7 @@ fn what_is_kept_of_checkpoints_must_be_there() {
         .clone();
     assert_eq!(
         best_of.map(|b| (b.count, b.metric)),
-        Some((2, Metric::ItmAccuracy))
+        Some((2, "itm_accuracy".to_owned()))
     );
     for (settings, words) in [
         (&["checkpoint.keep_every_steps=6"][..], "such as 4 or 8"),
@@ -259,4 +303,108 @@ fn a_sum_that_cannot_keep_its_promise_is_refused_and_the_choices_named() {
     assert_eq!((ring.order(), ring.same_bits()), ("ring bf16", false));
     let plain = set(&[]).expect("valid").collective.clone();
     assert_eq!(plain.order(), "tree");
+}
+
+#[test]
+fn a_run_is_so_many_steps_or_so_many_epochs() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let with = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load(&path, &settings)
+    };
+    let open = with(&["run.epochs=10"]).expect("instead of the file's steps");
+    assert!(open.needs_epoch_pairs() && open.run.steps == 0);
+    let ten = open.with_epoch_pairs(200).expect("has steps");
+    assert_eq!((ten.run.steps, ten.unused_pairs()), (125, Some(0)));
+    assert!(!ten.needs_epoch_pairs());
+    let text = ten.to_toml();
+    let again = load_str(&text, "run.toml", &[]).expect("its own text loads");
+    assert_eq!((again.sha256(), again.run.steps), (ten.sha256(), 125));
+    let steps = load_str(&text, "run.toml", &["run.steps=7".into()]).expect("replaces the epochs");
+    assert_eq!((steps.run.steps, steps.run.epochs), (7, None));
+    let fifth = with(&["run.epochs=0.2", "optim.warmup=0.5"]).expect("valid");
+    let fifth = fifth.with_epoch_pairs(200).expect("has steps");
+    assert_eq!((fifth.run.steps, fifth.warmup_steps()), (2, 1));
+    assert_eq!(fifth.unused_pairs(), Some(8));
+    let told = with(&["run.epochs=0.01"]).expect("data tells");
+    let told = told.with_epoch_pairs(200).expect_err("no step").to_string();
+    assert!(
+        told.contains("run.epochs") && told.contains("not one step"),
+        "{told}"
+    );
+
+    let both = text.replace("epoch_pairs = 200\n", "");
+    let told = load_str(&both, "both.toml", &[])
+        .expect_err("both")
+        .to_string();
+    assert!(told.contains("stands beside run.steps"), "{told}");
+    let wrong = text.replace("steps = 125", "steps = 124");
+    let told = load_str(&wrong, "wrong.toml", &[])
+        .expect_err("not those")
+        .to_string();
+    assert!(told.contains("are 125 steps, not 124"), "{told}");
+
+    let every = with(&[
+        "run.evaluate_every_steps=5",
+        "run.evaluate_every_epochs=0.5",
+    ]);
+    let every = every
+        .expect("the later one")
+        .with_epoch_pairs(200)
+        .expect("steps");
+    assert!(every.rhythm().is_due(7) && !every.rhythm().is_due(5));
+    let all = ["run.evaluate_every_steps=5", "data.validation=[]"];
+    for (settings, words) in [
+        (&["run.epochs=0"][..], "run.epochs: must be above 0"),
+        (&["run.epochs=0.1234567"], "decimals"),
+        (&["run.steps=0"], "or give run.epochs"),
+        (&all, "set data.validation"),
+    ] {
+        let told = with(settings).expect_err("must be refused").to_string();
+        assert!(told.contains(words), "`{words}` is not in: {told}");
+    }
+}
+
+#[test]
+fn a_run_to_begin_with_is_named_and_pinned_once() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny.toml");
+    let with = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        load(&path, &settings)
+    };
+    let open = with(&["init.run=runs/first"]).expect("a root");
+    assert!(open.needs_beginning() && open.init.pinned().is_none());
+    let sha256 = "ab".repeat(32);
+    let pinned = open.with_beginning(40, sha256.clone()).expect("a hash");
+    assert_eq!(pinned.init.pinned(), Some(("runs/first", 40, &*sha256)));
+    assert_eq!(open.beginning_of(&pinned), Some((40, &*sha256)));
+    let other = with(&["init.run=runs/first", "init.step=41"]).expect("valid");
+    assert_eq!(
+        other.beginning_of(&pinned),
+        None,
+        "another step was asked for"
+    );
+    let other = with(&["init.run=runs/second"]).expect("valid");
+    assert_eq!(other.beginning_of(&pinned), None);
+    let none = load_str(&pinned.to_toml(), "run.toml", &["init.run=".into()]).expect("taken out");
+    assert!(none.init.is_fresh() && none.init == with(&[]).expect("valid").init);
+    for (settings, words) in [
+        (&["init.step=4"][..], "init.step: needs init.run"),
+        (&["init.best=itm_loss"], "init.best: needs init.run"),
+        (
+            &["init.run=a", "init.best=speed"],
+            "no task's evaluation has a figure",
+        ),
+        (
+            &["init.run=a", "init.best=r_mean", "init.step=4"],
+            "beside init.step",
+        ),
+        (
+            &["init.run=a", "init.step=4", "init.manifest_sha256=ab"],
+            "must be a SHA-256",
+        ),
+    ] {
+        let told = with(settings).expect_err("must be refused").to_string();
+        assert!(told.contains(words), "`{words}` is not in: {told}");
+    }
 }

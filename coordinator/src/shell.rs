@@ -198,6 +198,7 @@ fn settings(options: &ServeOptions, journal: &Journal) -> Settings {
         nodes_max: config.cluster.nodes_per_worker_max,
         audit_every: config.cluster.audit_every_steps,
         evaluates: !config.data.validation.is_empty(),
+        rhythm: config.rhythm(),
         links: match (config.collective.transport, config.collective.hierarchical) {
             (Transport::Tcp, _) => LinkPolicy::Tcp,
             (Transport::Nccl, hierarchical) => LinkPolicy::Device { hierarchical },

@@ -3,7 +3,7 @@
 //! `step` is a worker's training step, `reduce` the all-reduce, `heal` a newcomer's copy of the
 //! state, `pack` the way from files to shards, `fetch` from a store to the cache, `decode` an image's
 //! cost beside Python's, `data` all of it up to host batches, `order` which pairs they are,
-//! `checkpoint` the way of a state to the store and back.
+//! `checkpoint` the way of a state to the store and back, `eval` a ranking of images and texts.
 //! Rounds of figure and floor alternate, so that what else the machine does meets both; medians are
 //! shown.
 
@@ -11,6 +11,7 @@ mod checkpoint;
 mod coordinator;
 mod data;
 mod decode;
+mod eval;
 mod fetch;
 mod fit;
 mod heal;
@@ -92,6 +93,10 @@ pub enum Bench {
     /// belfry bench coordinator --sessions 1000 --steps 20
     #[command(verbatim_doc_comment)]
     Coordinator(coordinator::CoordinatorArguments),
+    /// A retrieval evaluation of made-up images and captions, beside its fusion passes alone.
+    ///
+    /// Example: belfry bench eval configs/tiny.toml --images 1000 --set eval.pairs_per_batch=64
+    Eval(eval::EvalArguments),
     /// Storing and loading a checkpoint, beside raw puts and gets of the same bytes and memcpy.
     ///
     /// Example: belfry bench checkpoint configs/pretrain-4m.toml --root s3://bucket/prefix
@@ -104,6 +109,10 @@ impl Bench {
         matches!(self, Bench::Step(_))
     }
 }
+
+/// The length of a run that is counted in epochs, for figures that do not hang on it: longer than any
+/// warm-up.
+const ANY_STEPS: u64 = 1_000_000;
 
 /// The run file and what is laid over it.
 #[derive(Args, Clone)]
@@ -121,7 +130,14 @@ pub struct Case {
 impl Case {
     /// The configuration with `more` laid over everything.
     fn load(&self, more: &[String]) -> anyhow::Result<ValidConfig> {
-        Ok(belfry_configs::load(&self.config, &self.all(more))?)
+        let mut settings = self.all(more);
+        let config = belfry_configs::load(&self.config, &settings)?;
+        if !config.needs_epoch_pairs() {
+            return Ok(config);
+        }
+        // No figure here hangs on the length of the run, and the data need not be there.
+        settings.push(format!("run.steps={ANY_STEPS}"));
+        Ok(belfry_configs::load(&self.config, &settings)?)
     }
 
     fn all(&self, more: &[String]) -> Vec<String> {
@@ -148,6 +164,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Reduce(arguments) => reduce::run(arguments).await,
         Bench::Heal(arguments) => heal::run(arguments).await,
         Bench::Coordinator(arguments) => coordinator::run(arguments).await,
+        Bench::Eval(arguments) => eval::run(arguments).await,
         Bench::Checkpoint(arguments) => checkpoint::run(arguments).await,
     }
 }

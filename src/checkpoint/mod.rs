@@ -8,6 +8,8 @@ mod verify;
 
 use clap::Subcommand;
 
+pub use verify::verify_with_progress;
+
 /// The commands.
 #[derive(Subcommand)]
 pub enum Command {
@@ -39,7 +41,8 @@ pub async fn run(command: Command) -> anyhow::Result<bool> {
     }
 }
 
-fn steps_of(steps: impl IntoIterator<Item = u64>) -> String {
+/// Steps as people read them.
+pub fn steps_of(steps: impl IntoIterator<Item = u64>) -> String {
     let steps: Vec<String> = steps.into_iter().map(|step| step.to_string()).collect();
     match steps.is_empty() {
         true => "none".into(),

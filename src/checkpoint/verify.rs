@@ -36,7 +36,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let mut pace = Pace::new(rate);
     let mut right = true;
     for stored in chosen(&root, arguments).await? {
-        let verdict = with_progress(&root, &stored, &mut pace).await?;
+        let verdict = verify_with_progress(&root, &stored, &mut pace).await?;
         right &= verdict.faults.is_empty();
         print(&verdict);
         if let Err(error) = stored::mark(&root, &verdict).await {
@@ -73,7 +73,15 @@ async fn chosen(root: &Root, arguments: &Arguments) -> anyhow::Result<Vec<Stored
     Ok(chosen)
 }
 
-async fn with_progress(root: &Root, stored: &Stored, pace: &mut Pace) -> anyhow::Result<Verdict> {
+/// Reads a checkpoint again, with a bar where people watch.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn verify_with_progress(
+    root: &Root,
+    stored: &Stored,
+    pace: &mut Pace,
+) -> anyhow::Result<Verdict> {
     let style = ProgressStyle::with_template("{msg} {bytes}/{total_bytes} {bar:24} ETA {eta}");
     let bar = ProgressBar::new(stored.bytes()).with_style(style.expect("a valid template"));
     bar.set_message(format!("step {}", stored.step));

@@ -12,6 +12,7 @@ use belfry_data::{Sequence, ShardRef, WARM_STEPS, contents_of};
 use belfry_proto::lanes::cut;
 use serde::Serialize;
 use shard_tools::manifest::Manifest;
+use shard_tools::pack::{Place, Texts};
 use shard_tools::store::Root;
 use shard_tools::verify;
 
@@ -138,6 +139,27 @@ impl DataPlan {
     }
 }
 
+/// The configuration with its steps, where it counts in epochs: of the datasets that are there, are
+/// going to be packed, or are made up.
+///
+/// # Errors
+/// What keeps the manifests from being read: without them there is no length to plan.
+pub async fn with_length(
+    config: ValidConfig,
+    made_up: Option<Synthetic>,
+) -> anyhow::Result<ValidConfig> {
+    if !config.needs_epoch_pairs() {
+        return Ok(config);
+    }
+    let manifests = manifests(&config, made_up).await;
+    let (manifests, _) = manifests.context(
+        "run.epochs: the steps hang on the data; pack it first, or name its size: --synthetic \
+         SAMPLES,PAIRS,SHARDS",
+    )?;
+    let pairs = manifests.iter().map(|manifest| manifest.pairs).sum();
+    Ok(config.with_epoch_pairs(pairs)?)
+}
+
 /// Whether a dataset's shards are fetched into the cache.
 fn is_remote(path: &str) -> bool {
     path.contains("://") && !path.starts_with("file://")
@@ -175,28 +197,56 @@ async fn manifests(
     Ok((manifests, "read from the manifests".into()))
 }
 
-/// What `belfry run` is going to pack: a caption a line, small shards.
+/// What `belfry run` is going to pack, in small shards.
 fn going_to_be_packed(config: &ValidConfig, input: &Path) -> anyhow::Result<Synthetic> {
     let (keys, _) = prepare::split(config, input)?;
+    let catalog = prepare::catalog(config, input, &keys)?;
     let (mut pairs, mut bytes) = (0, 0);
-    for key in &keys {
-        let file = input.join(format!("{key}.txt"));
-        let text = std::fs::read_to_string(&file);
-        let text = text.with_context(|| format!("cannot read {}", file.display()))?;
-        pairs += text.lines().filter(|line| !line.trim().is_empty()).count() as u64;
-        let images = ["jpg", "jpeg", "png", "webp"].map(|ending| format!("{key}.{ending}"));
-        let image = images
-            .iter()
-            .find_map(|name| input.join(name).metadata().ok());
-        bytes += image.map_or(0, |image| image.len()) + text.len() as u64;
+    for index in 0..catalog.len() {
+        let found = catalog.get(index);
+        for place in &found.images {
+            bytes += length(input, place)?;
+        }
+        pairs += match &found.texts {
+            Texts::Captions(captions) => captions.len() as u64,
+            Texts::Pairs(several) => several.len() as u64,
+            Texts::At(place) => {
+                bytes += length(input, place)?;
+                captions(input, place)?
+            }
+            Texts::InRecord => 0,
+        };
     }
     let shards = pairs.div_ceil(prepare::PAIRS_PER_SHARD.into()).max(1);
     Ok(Synthetic {
-        samples: keys.len() as u64,
+        samples: catalog.len() as u64,
         pairs,
         shards,
         shard_bytes: bytes / shards,
     })
+}
+
+fn path(input: &Path, place: &Place) -> PathBuf {
+    match place {
+        Place::File(file) => input.join(file),
+        Place::Member(_, member) => input.join(&member.name),
+    }
+}
+
+fn length(input: &Path, place: &Place) -> anyhow::Result<u64> {
+    let path = path(input, place);
+    let found = path.metadata();
+    Ok(found
+        .with_context(|| format!("cannot read {}", path.display()))?
+        .len())
+}
+
+/// Captions of a file, one a line.
+fn captions(input: &Path, place: &Place) -> anyhow::Result<u64> {
+    let path = path(input, place);
+    let text = std::fs::read_to_string(&path);
+    let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.lines().filter(|line| !line.trim().is_empty()).count() as u64)
 }
 
 /// Shards that the worker with the most lanes has open or fetches ahead, at the fullest of some

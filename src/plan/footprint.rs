@@ -54,7 +54,9 @@ impl Footprint {
             gradient_bytes,
             state_bytes: STATE_TENSORS * gradient_bytes,
             worker_bytes: memory.iter().map(|(_, bytes)| bytes).sum(),
-            checkpoints: config.run.steps.div_ceil(config.checkpoint.every_steps),
+            checkpoints: (1..=config.run.steps)
+                .filter(|step| config.is_checkpoint(*step))
+                .count() as u64,
             receipt_bytes: ledger::to_line(&receipt).len() as u64 + 1,
             ready_bytes: [one, ready(2).encoded_len() as u64 - one],
             commit_bytes: commit(receipt).encoded_len() as u64,

@@ -97,6 +97,7 @@ pub async fn plan(arguments: PlanArguments) -> anyhow::Result<()> {
 
 impl Plan {
     async fn of(config: ValidConfig, arguments: &PlanArguments) -> anyhow::Result<Self> {
+        let config = data::with_length(config, arguments.synthetic).await?;
         for (name, value) in [
             ("--bandwidth", Some(arguments.bandwidth)),
             ("--store-bandwidth", Some(arguments.store_bandwidth)),
@@ -168,6 +169,16 @@ impl Plan {
         Timeouts::new(setting).measured(Duration::from_secs_f64(longest), Duration::ZERO)
     }
 
+    /// Evaluations of the run, its first and last state included.
+    fn evaluations(&self) -> u64 {
+        let (config, steps) = (&self.config, self.config.run.steps);
+        let between = config.rhythm().completed(steps.saturating_sub(1));
+        match config.data.validation.is_empty() {
+            true => 0,
+            false => between + 2,
+        }
+    }
+
     /// What keeps the run from starting.
     fn refusals(&self) -> &[String] {
         self.data.as_ref().map_or(&[], |data| &data.refusals)
@@ -189,6 +200,7 @@ impl Plan {
         let timeouts = timeouts.map(|(name, time)| (name.to_owned(), json!(time.as_secs_f64())));
         json!({
             "run": config.run.name, "sha256": config.sha256(), "steps": config.run.steps,
+            "evaluations": self.evaluations(),
             "global_batch": config.batch.global_batch, "lanes": config.batch.lanes,
             "micro_batches_per_lane": config.micro_batches_per_lane(),
             "micro_batch": config.batch.micro_batch, "device_batch": config.batch.device_batch,

@@ -76,6 +76,12 @@ impl Plan {
             "steps",
             &format!("{}, {trained} pairs in all", thousands(steps)),
         );
+        let evaluations = thousands(self.evaluations());
+        line(
+            text,
+            "evaluations",
+            &format!("{evaluations}, the first state's and the last's included"),
+        );
         let data = match &self.data {
             Ok(data) => data,
             Err(why) => {

@@ -21,8 +21,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use crate::files;
 use crate::plan::{Footprint, LaneTime, LaneTimeArguments, largest_share};
+use crate::{files, resolve};
 use outcome::Outcome;
 use scenario::{Cluster, Scenario, Time};
 
@@ -112,6 +112,8 @@ struct Rehearsal {
 pub fn rehearse(arguments: &RehearseArguments) -> anyhow::Result<()> {
     check(arguments)?;
     let config = belfry_configs::load(&arguments.config, &arguments.settings)?;
+    let counting = resolve::length::resolve(config);
+    let config = tokio::runtime::Handle::current().block_on(counting)?;
     let footprint = Footprint::of(&config)?;
     let share = |workers| largest_share(&config, workers);
     let lane = arguments.lane.lane(&config, arguments.workers, share)?;

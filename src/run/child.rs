@@ -117,7 +117,11 @@ impl Child {
     /// Looks after it: what became of it since the last look.
     pub fn look(&mut self) -> anyhow::Result<Fate> {
         let Some(process) = &mut self.process else {
-            return Ok(if self.is_due() { Fate::Due } else { Fate::Waits });
+            return Ok(if self.is_due() {
+                Fate::Due
+            } else {
+                Fate::Waits
+            });
         };
         if let Some(peak) = peak_memory(process.id()) {
             self.peak_memory_bytes = self.peak_memory_bytes.max(peak);
@@ -137,7 +141,11 @@ impl Child {
         if !self.gave_up && self.started.elapsed() >= WELL {
             self.quick_deaths = 0;
         } else {
-            self.again += if self.gave_up { LEFT_PAUSE } else { RESTART_PAUSE };
+            self.again += if self.gave_up {
+                LEFT_PAUSE
+            } else {
+                RESTART_PAUSE
+            };
             self.quick_deaths += 1;
         }
         Ok(if self.quick_deaths > QUICK_DEATHS_MAX {

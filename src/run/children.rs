@@ -166,9 +166,7 @@ impl Children {
                     }
                     let pause = LEFT_PAUSE.as_secs();
                     eprintln!("{name} gave up: {words}");
-                    eprintln!(
-                        "the others go on without {name}; starting it again in {pause} s"
-                    );
+                    eprintln!("the others go on without {name}; starting it again in {pause} s");
                 }
                 Fate::Aside => {
                     let words = child::last_words(&self.logs(), &name);

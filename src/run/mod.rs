@@ -26,6 +26,8 @@ use children::Children;
 use metrics::Metrics;
 use progress::{Ended, Progress};
 
+use crate::resolve;
+
 /// How often children are looked after when none of them ended.
 const TEND_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -95,6 +97,10 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {}", local.join("logs").display()))?;
 
     prepare::pack(&config).await?;
+    let config = resolve::resolve(config, &root).await?;
+    if let Some(told) = resolve::length::told(&config) {
+        eprintln!("{told}");
+    }
     prepare::claim(&root, &config, arguments.resume).await?;
     if arguments.resume && root.exists("result.json").await? {
         eprintln!("this run was trained to its last step before");

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use belfry_configs::ValidConfig;
+use belfry_configs::{Task, ValidConfig};
+use belfry_data::contents_of;
 use bytes::Bytes;
 use shard_tools::manifest::{MANIFEST_FILE, sha256};
-use shard_tools::pack::{self, PackOptions, list_keys};
+use shard_tools::pack::formats::pixels;
+use shard_tools::pack::{self, Catalog, PackOptions, list_keys};
 use shard_tools::store::{Created, Root};
 
 /// Pairs per shard of data that the launcher packs: small, so that a small dataset has shards to
@@ -38,11 +40,24 @@ pub async fn pack(config: &ValidConfig) -> anyhow::Result<()> {
             progress: true,
             ..PackOptions::new(output, config.run.name.as_str())
         };
-        let catalog = pack::folder(Path::new(input), Some(&keys))?;
+        let catalog = catalog(config, Path::new(input), &keys)?;
         let manifest = pack::pack(catalog, &options).await?.manifest;
         eprintln!("packed {} pairs into {output}", manifest.pairs);
     }
     Ok(())
+}
+
+/// The images `keys` of `data.pack_from` with the texts that `model.task` trains on: their captions, or
+/// what their pixels answer.
+pub fn catalog(config: &ValidConfig, input: &Path, keys: &[String]) -> anyhow::Result<Catalog> {
+    let task = config.model.task;
+    let plain = matches!(task, Task::Pretrain | Task::PretrainItc) && !config.data.pack_pixels;
+    let catalog = if plain {
+        pack::folder(input, Some(keys))
+    } else {
+        pixels::catalog(input, Some(keys), contents_of(task))
+    };
+    catalog.context("data.pack_from")
 }
 
 /// Keys of the images of `data.pack_from` that are trained on, and of those held out.

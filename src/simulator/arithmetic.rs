@@ -7,6 +7,7 @@ use std::sync::Arc;
 use belfry_data::Quarantine;
 use belfry_proto::lanes::root;
 use belfry_proto::{Digest, LaneRange, Schedule};
+use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// Floats of a gradient.
@@ -50,10 +51,23 @@ pub fn quarantine_at(schedule: &Schedule, step: u64) -> Quarantine {
     shards.collect()
 }
 
-/// The gradient of a lane that read this shard.
-pub fn gradient(state: State, lane: u32, shard: u32) -> Vec<f32> {
+/// The features of a lane that read this shard.
+pub fn features(state: State, lane: u32, shard: u32) -> Bytes {
     let read = u64::from(lane) << 32 | u64::from(shard);
-    let key = xxh3_64(&[state.value.to_le_bytes(), read.to_le_bytes()].concat());
+    let parts = [state.value, !read].map(u64::to_le_bytes);
+    Bytes::copy_from_slice(&xxh3_64(&parts.concat()).to_le_bytes())
+}
+
+/// What a gradient sees of all lanes' features, in lane order; nothing where it needs none.
+pub fn seen<'a>(all: impl Iterator<Item = &'a Bytes>) -> u64 {
+    let bytes: Vec<u8> = all.flatten().copied().collect();
+    if bytes.is_empty() { 0 } else { xxh3_64(&bytes) }
+}
+
+/// The gradient of a lane that read this shard and sees these features.
+pub fn gradient(state: State, lane: u32, shard: u32, seen: u64) -> Vec<f32> {
+    let read = u64::from(lane) << 32 | u64::from(shard);
+    let key = xxh3_64(&[state.value, read, seen].map(u64::to_le_bytes).concat());
     (0..LEN)
         .map(|i| 0.1 + (key.rotate_left(i as u32 * 13) % 1000) as f32 * 1.000_1e-3)
         .collect()
@@ -96,6 +110,7 @@ pub fn state_digest(state: State) -> Digest {
 #[derive(Debug)]
 pub struct Reference {
     lanes: u32,
+    gathers: bool,
     quarantine: Schedule,
     /// The state before each step, and the digest of the step's gradient.
     steps: Vec<(State, Digest)>,
@@ -103,9 +118,10 @@ pub struct Reference {
 }
 
 impl Reference {
-    pub fn new(lanes: u32) -> Self {
+    pub fn new(lanes: u32, gathers: bool) -> Self {
         Reference {
             lanes,
+            gathers,
             quarantine: Schedule::default(),
             steps: Vec::new(),
             next: State { step: 0, value: 1 },
@@ -135,13 +151,16 @@ impl Reference {
         while self.steps.len() as u64 <= step {
             let state = self.next;
             let quarantine = quarantine_at(&self.quarantine, state.step);
+            let read = |lane| shard_read(state.step, lane, &quarantine);
+            let of = |lane| features(state, lane, read(lane));
+            let lanes = if self.gathers { self.lanes } else { 0 };
+            let seen = seen((0..lanes).map(of).collect::<Vec<_>>().iter());
             let leaves = (0..self.lanes).map(|lane| {
-                let shard = shard_read(state.step, lane, &quarantine);
                 let leaf = LaneRange {
                     start: lane,
                     end: lane + 1,
                 };
-                (leaf, Arc::new(gradient(state, lane, shard)))
+                (leaf, Arc::new(gradient(state, lane, read(lane), seen)))
             });
             let sum = tree_sum(root(self.lanes), &leaves.collect()).expect("all lanes");
             self.steps.push((state, digest(&sum)));

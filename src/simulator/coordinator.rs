@@ -125,6 +125,7 @@ impl World {
             nodes_max: self.setup.nodes_max,
             audit_every: self.setup.audit_every,
             evaluates: self.setup.evaluates,
+            rhythm: self.setup.rhythm(),
             links: self.setup.links,
             quarantine_shards_max: self.setup.quarantine_shards_max,
             horizon_steps: self.setup.horizon_steps,

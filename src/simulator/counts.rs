@@ -35,7 +35,9 @@ pub struct Counts {
     pub steps_again: u64,
     /// Lanes computed; `steps * lanes` of them were needed.
     pub lanes: u64,
-    /// Of these the second computations by which lanes are audited.
+    /// Lanes' features computed, where gradients need them.
+    pub features: u64,
+    /// Of the lanes the second computations by which lanes are audited.
     pub audits: u64,
     /// Generations announced.
     pub generations: u64,
@@ -73,6 +75,7 @@ impl Counts {
         self.steps += other.steps;
         self.steps_again += other.steps_again;
         self.lanes += other.lanes;
+        self.features += other.features;
         self.audits += other.audits;
         self.generations += other.generations;
         self.stall_ms += other.stall_ms;

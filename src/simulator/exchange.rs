@@ -16,6 +16,18 @@ use super::setup::{Span, millis};
 use super::workers::{is_apart, lane_report, parse_address};
 use super::world::{Happening, World};
 
+/// Generation and step of an exchange, and what it is for.
+pub(super) type Id = (u64, u64, Purpose);
+
+/// What members exchange: one after the other in each step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Purpose {
+    /// Every lane's features to everybody.
+    Gather,
+    /// The sum of gradients.
+    Sum,
+}
+
 /// Until one member knows of what happened to all.
 const NOTICED: Span = Span::new(1, 40);
 
@@ -27,6 +39,7 @@ pub(super) struct Exchange {
     processes: Vec<(usize, u64)>,
     joined: BTreeSet<usize>,
     parts: BTreeMap<LaneRange, Arc<Vec<f32>>>,
+    features: work::Features,
     failed: bool,
     links: Option<ExchangeLinks>,
 }
@@ -69,48 +82,80 @@ fn check_links(seen: &mut Option<ExchangeLinks>, request: &work::Exchange) {
 
 impl World {
     pub(super) fn join(&mut self, worker: usize, request: work::Exchange) {
-        self.leave_exchanges(worker);
-        let id = (request.generation, request.step);
-        let silence = millis(self.setup.timeouts.start);
-        let first = !self.exchanges.contains_key(&id);
-        let exchange = self.exchanges.entry(id).or_default();
-        if first {
-            exchange.members.clone_from(&request.members);
-            let addresses = request.members.iter();
-            exchange.processes = addresses.map(|(a, _)| parse_address(a)).collect();
-            // Whoever never comes is waited for so long, and no longer.
-            self.after(silence, Happening::ExchangeSilent(id));
-        }
-        let exchange = self.exchanges.get_mut(&id).expect("is there");
-        hold(exchange.members == request.members, MEMBERS_AGREE, || {
-            format!("on generation {} and step {}", id.0, id.1)
-        });
+        let id = (request.generation, request.step, Purpose::Sum);
+        let exchange = self.enter(worker, id, &request.members);
         check_links(&mut exchange.links, &request);
         exchange.joined.insert(request.rank);
         for (node, sum) in request.partials {
             let sum = sum.read().expect("simulated gradients are on the host");
             exchange.parts.insert(node, sum);
         }
+        let moved = self.costs.exchange_ms(request.members.len());
+        self.joined(id, moved);
+    }
+
+    pub(super) fn join_gathering(&mut self, worker: usize, request: work::Gathering) {
+        let id = (request.generation, request.step, Purpose::Gather);
+        let exchange = self.enter(worker, id, &request.members);
+        exchange.joined.insert(request.rank);
+        for (lane, features) in request.features {
+            let known = exchange.features.insert(lane, features.clone());
+            let same = known.is_none_or(|known| known == features);
+            hold(same, MEMBERS_AGREE, || {
+                format!("on the features of lane {lane}")
+            });
+        }
+        self.joined(id, 1);
+    }
+
+    /// The exchange that a worker joins; it begins with its first member.
+    fn enter(
+        &mut self,
+        worker: usize,
+        id: Id,
+        members: &[(String, Vec<LaneRange>)],
+    ) -> &mut Exchange {
+        self.leave_exchanges(worker);
+        let silence = millis(self.setup.timeouts.start);
+        let first = !self.exchanges.contains_key(&id);
+        if first {
+            // Whoever never comes is waited for so long, and no longer.
+            self.after(silence, Happening::ExchangeSilent(id));
+        }
+        let exchange = self.exchanges.entry(id).or_default();
+        if first {
+            exchange.members = members.to_vec();
+            exchange.processes = members.iter().map(|(a, _)| parse_address(a)).collect();
+        }
+        hold(exchange.members == members, MEMBERS_AGREE, || {
+            format!("on generation {} and step {}", id.0, id.1)
+        });
+        exchange
+    }
+
+    /// A member has joined: all are there, some never will be, or others are waited for.
+    fn joined(&mut self, id: Id, moved: u64) {
+        let exchange = &self.exchanges[&id];
         let all = exchange.joined.len() == exchange.members.len();
-        let (failed, members) = (exchange.failed, exchange.members.len());
+        let failed = exchange.failed;
         let dead = self.dead_ranks(id);
         if failed || !dead.is_empty() {
             self.fail_exchange(id, &|_| dead.clone(), false);
         } else if all {
-            let moved = self.costs.exchange_ms(members) * self.slowest(id);
+            let moved = moved * self.slowest(id);
             let way = self.draw(self.costs.network);
             self.after(moved + way, Happening::ExchangeDue(id));
         }
     }
 
-    fn dead_ranks(&self, id: (u64, u64)) -> Vec<u32> {
+    fn dead_ranks(&self, id: Id) -> Vec<u32> {
         let processes = self.exchanges[&id].processes.iter().enumerate();
         let dead = processes.filter(|(_, (worker, life))| !self.alive(*worker, *life));
         dead.map(|(rank, _)| rank as u32).collect()
     }
 
     /// How many times slower the slowest member's link is.
-    fn slowest(&self, id: (u64, u64)) -> u64 {
+    fn slowest(&self, id: Id) -> u64 {
         let workers = self.exchanges[&id]
             .processes
             .iter()
@@ -120,7 +165,7 @@ impl World {
     }
 
     /// Peers that this rank does not hear of: they are frozen, or their link is cut.
-    fn unheard(&self, id: (u64, u64), rank: usize) -> Vec<u32> {
+    fn unheard(&self, id: Id, rank: usize) -> Vec<u32> {
         let processes = &self.exchanges[&id].processes;
         let own = Process::Worker(processes[rank].0);
         let peers = processes.iter().enumerate().filter(|(peer, (worker, _))| {
@@ -131,7 +176,7 @@ impl World {
         peers.map(|(peer, _)| peer as u32).collect()
     }
 
-    fn is_obstructed(&self, id: (u64, u64)) -> bool {
+    fn is_obstructed(&self, id: Id) -> bool {
         let ranks = 0..self.exchanges[&id].processes.len();
         let away = |w: usize| self.workers[w].paused_until > self.now;
         let frozen = self.exchanges[&id].processes.iter().any(|(w, _)| away(*w));
@@ -143,7 +188,7 @@ impl World {
     }
 
     /// All have begun and everything has been sent, unless something does not pass.
-    pub(super) fn exchange_due(&mut self, id: (u64, u64)) {
+    pub(super) fn exchange_due(&mut self, id: Id) {
         let Some(exchange) = self.exchanges.get(&id).filter(|e| !e.failed) else {
             return;
         };
@@ -162,7 +207,7 @@ impl World {
     }
 
     /// Somebody was not heard of for too long, or never came.
-    pub(super) fn exchange_silent(&mut self, id: (u64, u64)) {
+    pub(super) fn exchange_silent(&mut self, id: Id) {
         let Some(exchange) = self.exchanges.get(&id).filter(|e| !e.failed) else {
             return;
         };
@@ -186,8 +231,31 @@ impl World {
         self.fail_exchange(id, &|rank| blamed[rank].clone(), all);
     }
 
-    /// One member has the sum.
-    fn complete(&mut self, id: (u64, u64), rank: usize) {
+    /// One member has what the exchange is for.
+    fn complete(&mut self, id: Id, rank: usize) {
+        match id.2 {
+            Purpose::Gather => self.complete_gathering(id, rank),
+            Purpose::Sum => self.complete_sum(id, rank),
+        }
+    }
+
+    fn complete_gathering(&mut self, id: Id, rank: usize) {
+        let exchange = &self.exchanges[&id];
+        let features = exchange.features.clone();
+        let all = features.keys().copied().eq(0..self.setup.lanes);
+        hold(all, LANES_ONCE, || {
+            format!("{id:?}: features of lanes {:?}", features.keys())
+        });
+        let (worker, life) = exchange.processes[rank];
+        let event = work::Event::Gathered {
+            generation: id.0,
+            step: id.1,
+            features,
+        };
+        self.tell_outcome(worker, life, event);
+    }
+
+    fn complete_sum(&mut self, id: Id, rank: usize) {
         let exchange = &self.exchanges[&id];
         let sum = tree_sum(root(self.setup.lanes), &exchange.parts);
         hold(sum.is_some(), LANES_ONCE, || {
@@ -235,7 +303,7 @@ impl World {
 
     /// Everybody in an exchange hears that it failed, and whom to blame; where all had begun, some
     /// have their sums nevertheless.
-    fn fail_exchange(&mut self, id: (u64, u64), blamed: &dyn Fn(usize) -> Vec<u32>, begun: bool) {
+    fn fail_exchange(&mut self, id: Id, blamed: &dyn Fn(usize) -> Vec<u32>, begun: bool) {
         let Some(exchange) = self.exchanges.get_mut(&id) else {
             return;
         };
@@ -257,7 +325,7 @@ impl World {
         }
     }
 
-    fn exchange_of(&self, worker: usize) -> Vec<((u64, u64), usize)> {
+    fn exchange_of(&self, worker: usize) -> Vec<(Id, usize)> {
         let mut found = Vec::new();
         for (id, exchange) in &self.exchanges {
             let processes = exchange.processes.iter();
@@ -281,10 +349,10 @@ impl World {
             self.fail_exchange(id, &|_| blamed.clone(), false);
         }
         let newest = self.exchanges.keys().next_back().copied();
-        if let Some((generation, _)) = newest {
+        if let Some((generation, ..)) = newest {
             // What nobody waits in is remembered for the generation only.
             self.exchanges
-                .retain(|(g, _), e| *g >= generation || !e.joined.is_empty());
+                .retain(|(g, ..), e| *g >= generation || !e.joined.is_empty());
         }
     }
 

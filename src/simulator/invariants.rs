@@ -62,8 +62,9 @@ pub(super) struct Witness {
     heard: BTreeMap<(usize, u64), u64>,
 }
 
-/// Generations of which members and readies are remembered.
-const GENERATIONS_KEPT: u64 = 8;
+/// Generations of which members and readies are remembered: a leader that overslept may still commit
+/// in its own when many have followed.
+const GENERATIONS_KEPT: u64 = 64;
 
 impl World {
     /// An entry is about to stand.
@@ -280,10 +281,10 @@ impl World {
     pub(super) fn check_result(&self, last: Option<v1::StepRecord>, evaluations: &[v1::Evaluated]) {
         let last = last.map(|r| r.step + 1);
         let judged: Vec<u64> = evaluations.iter().map(|e| e.step).collect();
-        let expected: &[u64] = match self.setup.evaluates {
-            true => &[0, self.setup.steps],
-            false => &[],
-        };
+        let (rhythm, steps) = (self.setup.rhythm(), self.setup.steps);
+        let due = |step: &u64| *step == 0 || *step == steps || rhythm.is_due(*step);
+        let evaluates = |_: &u64| self.setup.evaluates;
+        let expected: Vec<u64> = (0..=steps).filter(evaluates).filter(due).collect();
         let complete = last == Some(self.setup.steps) && judged == expected;
         hold(complete, RUN_COMPLETE, || {
             format!("last receipt {last:?}, evaluations of {judged:?}")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use belfry_configs::Timeouts;
+use belfry_configs::{Rhythm, Timeouts};
 use belfry_coordinator::core::LinkPolicy;
 
 /// A run. Everything that the cores are told about it.
@@ -38,6 +38,10 @@ pub struct Setup {
     pub audit_every: u64,
     /// Whether the run evaluates.
     pub evaluates: bool,
+    /// Steps between evaluations; 0: only the first state and the last.
+    pub evaluate_every: u64,
+    /// Whether a lane's gradient needs every lane's features.
+    pub gathers: bool,
     /// Bugs that a test of the simulator plants.
     #[doc(hidden)]
     pub planted: Plants,
@@ -70,12 +74,23 @@ impl Setup {
             horizon_steps: 64,
             audit_every: 0,
             evaluates: true,
+            evaluate_every: 0,
+            gathers: false,
             planted: Plants::default(),
         }
     }
 
+    pub(super) fn rhythm(&self) -> Rhythm {
+        Rhythm::Steps(self.evaluate_every)
+    }
+
     pub(super) fn silence_ms(&self) -> u64 {
         millis(self.timeouts.silence)
+    }
+
+    /// How often a step goes through its lanes, with an exchange behind each time.
+    fn passes(&self) -> u64 {
+        if self.gathers { 2 } else { 1 }
     }
 
     /// Lanes of the member that has most, with `workers` members.
@@ -112,7 +127,7 @@ impl Span {
 /// What things cost. The default is a run of a few milliseconds per step, for many seeds.
 #[derive(Clone, Debug)]
 pub struct Costs {
-    /// One lane's gradient on one worker.
+    /// One lane's gradient on one worker, and its features where they are gathered.
     pub lane: Span,
     /// One optimizer update.
     pub apply: Span,
@@ -181,15 +196,15 @@ impl Costs {
     /// Mean time of a step with so many workers when nothing fails: the slowest member's lanes, the
     /// exchange, ready and commit on their way, the update.
     pub fn step_ms(&self, setup: &Setup, workers: usize) -> u64 {
-        let lanes = setup.lanes_most(workers) * self.lane.mean();
-        let way = 3 * self.network.mean();
+        let lanes = setup.passes() * setup.lanes_most(workers) * self.lane.mean();
+        let way = (2 + setup.passes()) * self.network.mean();
         lanes + self.exchange_ms(workers) + way + self.apply.mean()
     }
 
     /// The longest step when nothing fails.
     pub(super) fn step_longest_ms(&self, setup: &Setup) -> u64 {
-        let lanes = setup.lanes_most(setup.workers) * self.lane.most;
-        let way = 3 * (self.network.most + 1);
+        let lanes = setup.passes() * setup.lanes_most(setup.workers) * self.lane.most;
+        let way = (2 + setup.passes()) * (self.network.most + 1);
         lanes + self.exchange_ms(setup.workers) + way + self.apply.most + 1
     }
 }

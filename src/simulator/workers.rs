@@ -5,7 +5,8 @@ use belfry_proto::{Digest, objective};
 use belfry_worker::core as work;
 
 use super::arithmetic::{
-    State, digest, first_choice, gradient, lane_digest, shard_read, state_digest, updated,
+    State, digest, features, first_choice, gradient, lane_digest, seen, shard_read, state_digest,
+    updated,
 };
 use super::counts::Request;
 use super::invariants::{FENCED, NOBODY_EXITS, STATE_OF_STEP, hold};
@@ -35,6 +36,13 @@ pub(super) fn parse_address(address: &str) -> (usize, u64) {
     parsed.unwrap_or((0, 0))
 }
 
+/// What of a lane is computed.
+enum Of {
+    Features,
+    /// From what it sees of all lanes' features.
+    Gradient(u64),
+}
+
 /// Two devices to a host; now and then one without links.
 fn device(worker: usize, life: u64, setup: &Setup) -> v1::Device {
     let lacks = setup.lacks_links && (worker as u64 + life).is_multiple_of(3);
@@ -53,7 +61,6 @@ pub(super) fn lane_report(step: u64, lane: u32, shard: u32) -> v1::LaneReport {
         objectives: vec![objective::sum_of("mlm", f64::from(lane) * 0.1)],
         pairs_digest: lane_digest(lane, shard).to_bytes(),
         substituted: u64::from(shard != first_choice(step, lane)),
-        ..Default::default()
     }
 }
 
@@ -80,6 +87,7 @@ impl World {
             fingerprint: "simulated".into(),
             data_address: address(worker, life),
             lanes: self.setup.lanes,
+            gathers: self.setup.gathers,
             device,
             data: Vec::new(),
         });
@@ -206,10 +214,21 @@ impl World {
                 step,
                 lane,
                 quarantine,
+                features,
             } => {
                 let shard = shard_read(step, lane, &quarantine);
-                self.compute(worker, step, lane, shard);
+                let seen = seen(features.iter().flat_map(|all| all.values()));
+                self.compute(worker, (step, lane, shard), Of::Gradient(seen));
             }
+            E::ComputeFeatures {
+                step,
+                lane,
+                quarantine,
+            } => {
+                let shard = shard_read(step, lane, &quarantine);
+                self.compute(worker, (step, lane, shard), Of::Features);
+            }
+            E::Gather(gathering) => self.join_gathering(worker, gathering),
             E::DigestLane {
                 attempt,
                 gradient,
@@ -269,13 +288,26 @@ impl World {
                     self.upload(worker, life, state, part);
                 }
             }
-            E::Evaluate { step } => {
-                let _ = self.held(worker, step);
-                let evaluated = v1::Evaluated {
+            E::Evaluate(ask) => {
+                let v1::Evaluate {
                     step,
-                    ..Default::default()
+                    shares,
+                    share,
+                } = ask;
+                let _ = self.held(worker, step);
+                let told = match share {
+                    Some(share) => up::Body::ShareEvaluated(v1::ShareEvaluated {
+                        step,
+                        shares,
+                        share,
+                        error: String::new(),
+                    }),
+                    None => up::Body::Evaluated(v1::Evaluated {
+                        step,
+                        ..Default::default()
+                    }),
                 };
-                self.report_later(worker, up::Body::Evaluated(evaluated));
+                self.report_later(worker, told);
             }
             E::Export { step } => {
                 let exported = v1::Exported {
@@ -296,7 +328,7 @@ impl World {
         }
     }
 
-    fn compute(&mut self, worker: usize, step: u64, lane: u32, shard: u32) {
+    fn compute(&mut self, worker: usize, (step, lane, shard): (u64, u32, u32), of: Of) {
         let state = self.held(worker, step);
         let life = self.workers[worker].life;
         let (factor, until) = self.workers[worker].slow;
@@ -319,6 +351,18 @@ impl World {
             self.after(wait, Happening::Worker(worker, life, event));
             return;
         }
+        let seconds = cost as f64 / 1000.0;
+        let Of::Gradient(seen) = of else {
+            self.counts.features += 1;
+            let event = work::Event::FeaturesDone {
+                step,
+                lane,
+                features: features(state, lane, shard),
+                seconds,
+            };
+            self.after(wait, Happening::Worker(worker, life, event));
+            return;
+        };
         self.counts.lanes += 1;
         self.workers[worker].shards_read.insert(lane, shard);
         let report = match is_apart(worker) {
@@ -331,8 +375,8 @@ impl World {
         let event = work::Event::LaneDone {
             step,
             report,
-            gradient: gradient(state, lane, shard).into(),
-            seconds: cost as f64 / 1000.0,
+            gradient: gradient(state, lane, shard, seen).into(),
+            seconds,
         };
         self.after(wait, Happening::Worker(worker, life, event));
     }

@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::arithmetic::{Reference, State};
 use super::coordinator::Lead;
 use super::counts::Counts;
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Id};
 use super::faults::{Fault, Mtbf, Process};
 use super::invariants::Witness;
 use super::network::{Network, Session};
@@ -48,8 +48,8 @@ pub(super) enum Happening {
     /// A worker's part reaches the store; tries so far.
     Part(usize, u64, State, u32),
     Arrived(usize, u64, u64, u64, Option<Vec<String>>),
-    ExchangeDue((u64, u64)),
-    ExchangeSilent((u64, u64)),
+    ExchangeDue(Id),
+    ExchangeSilent(Id),
     StartWorker(usize),
     StartLead(usize),
     Fault(Fault),
@@ -112,7 +112,7 @@ pub struct World {
     pub(super) network: Network,
     pub(super) sessions: BTreeMap<u64, Session>,
     pub(super) sessions_begun: u64,
-    pub(super) exchanges: BTreeMap<(u64, u64), Exchange>,
+    pub(super) exchanges: BTreeMap<Id, Exchange>,
     pub(super) store: Store,
     pub(super) reference: Reference,
     pub(super) witness: Witness,
@@ -124,7 +124,7 @@ impl World {
     /// A world at rest; its processes start at once.
     pub fn new(seed: u64, setup: Setup, costs: Costs) -> Self {
         let mut world = World {
-            reference: Reference::new(setup.lanes),
+            reference: Reference::new(setup.lanes, setup.gathers),
             counts: Counts::default(),
             outcome: None,
             log: VecDeque::new(),

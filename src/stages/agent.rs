@@ -62,8 +62,7 @@ pub struct AgentArguments {
 /// Runs what a scheduler says; see the module.
 pub async fn agent(arguments: AgentArguments) -> anyhow::Result<()> {
     start_log(arguments.log.as_deref())?;
-    let whereabouts =
-        Whereabouts::of(arguments.scheduler.as_deref(), arguments.root.as_deref())?;
+    let whereabouts = Whereabouts::of(arguments.scheduler.as_deref(), arguments.root.as_deref())?;
     let name = arguments.name.clone().unwrap_or_else(host_name);
     let root = arguments.root.as_deref().map(Root::open).transpose()?;
     let folder = root.and_then(|root| root.local_folder());
@@ -71,7 +70,9 @@ pub async fn agent(arguments: AgentArguments) -> anyhow::Result<()> {
     let local = local.unwrap_or_else(|| PathBuf::from("runs").join(format!("agent-{name}")));
     std::fs::create_dir_all(&local).with_context(|| format!("cannot make {}", local.display()))?;
     // Children are told whole paths.
-    let local = local.canonicalize().with_context(|| format!("{}", local.display()))?;
+    let local = local
+        .canonicalize()
+        .with_context(|| format!("{}", local.display()))?;
 
     let mut tasks = Tasks::new(local, arguments.bind, arguments.slots);
     let mut own = AgentReport {

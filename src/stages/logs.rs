@@ -40,7 +40,9 @@ pub async fn logs(arguments: LogsArguments) -> anyhow::Result<()> {
     let folder = match (&arguments.local, &arguments.root) {
         (Some(local), _) => local.clone(),
         (None, Some(root)) => Root::existing(root)?.local_folder().with_context(|| {
-            format!("{root} is no folder: logs lie on each agent's host, name its folder by --local")
+            format!(
+                "{root} is no folder: logs lie on each agent's host, name its folder by --local"
+            )
         })?,
         (None, None) => bail!("which plan? name its --root, or an agent's folder by --local"),
     };
@@ -69,9 +71,8 @@ pub async fn logs(arguments: LogsArguments) -> anyhow::Result<()> {
 fn named(folder: &Path, process: Option<&str>) -> anyhow::Result<Vec<(String, PathBuf, u64)>> {
     let logs = folder.join("logs");
     let entries = std::fs::read_dir(&logs);
-    let entries = entries.with_context(|| {
-        format!("{}: nothing of this stage ran on this host", logs.display())
-    })?;
+    let entries = entries
+        .with_context(|| format!("{}: nothing of this stage ran on this host", logs.display()))?;
     let mut files: Vec<(String, PathBuf, u64)> = entries
         .flatten()
         .filter_map(|entry| {
@@ -112,7 +113,10 @@ fn grown(file: &Path, seen: &mut u64) -> anyhow::Result<String> {
         Ok::<_, std::io::Error>(bytes)
     };
     let mut bytes = read().with_context(|| format!("cannot read {}", file.display()))?;
-    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let whole = bytes
+        .iter()
+        .rposition(|b| *b == b'\n')
+        .map_or(0, |at| at + 1);
     bytes.truncate(whole);
     *seen += whole as u64;
     Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -81,7 +81,10 @@ mod tests {
         assert_eq!(stage_root("/runs/paper", "pre"), "/runs/paper/stages/pre");
         assert_eq!(stage_root("s3://b/p/", "pre"), "s3://b/p/stages/pre");
         let url = "s3://b/p?endpoint=http://h:1";
-        assert_eq!(stage_root(url, "pre"), "s3://b/p/stages/pre?endpoint=http://h:1");
+        assert_eq!(
+            stage_root(url, "pre"),
+            "s3://b/p/stages/pre?endpoint=http://h:1"
+        );
         assert_eq!(stage_root("/odd?name", "pre"), "/odd?name/stages/pre");
     }
 }

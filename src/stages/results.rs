@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use belfry_configs::figures;
 use belfry_configs::plan::Target;
 use belfry_coordinator::RESULT_FILE;
 use belfry_coordinator::plan::{End, Queue};
@@ -55,10 +56,13 @@ pub fn rows(queue: &Queue, figures: &BTreeMap<String, Vec<Value>>) -> Vec<Row> {
                 Some(values.reduce(|a, b| better(&target.metric, a, b))? * target.scale)
             });
             let reached: Vec<f64> = reached.collect();
-            let range = reached.iter().copied().fold(None, |range: Option<[f64; 2]>, x| {
-                let [low, high] = range.unwrap_or([x, x]);
-                Some([low.min(x), high.max(x)])
-            });
+            let range = reached
+                .iter()
+                .copied()
+                .fold(None, |range: Option<[f64; 2]>, x| {
+                    let [low, high] = range.unwrap_or([x, x]);
+                    Some([low.min(x), high.max(x)])
+                });
             let mean = reached.iter().sum::<f64>() / reached.len().max(1) as f64;
             rows.push(Row {
                 stage: group.to_owned(),
@@ -80,9 +84,10 @@ fn figure(evaluation: &Value, metric: &str) -> Option<f64> {
     nested.or_else(|| evaluation[metric].as_f64())
 }
 
-/// Of losses the lower one, of everything else the higher.
+/// The better one.
 fn better(metric: &str, a: f64, b: f64) -> f64 {
-    if metric.ends_with("loss") { a.min(b) } else { a.max(b) }
+    let wins = figures::score(metric, a) >= figures::score(metric, b);
+    if wins { a } else { b }
 }
 
 /// The best value that these evaluations have of a figure.
@@ -93,7 +98,9 @@ pub fn best(evaluations: &[Value], metric: &str) -> Option<f64> {
 
 /// The table for people, in Markdown.
 pub fn markdown(rows: &[Row]) -> String {
-    let mut out = String::from("| stage | figure | reached | paper | seeds |\n| --- | --- | --- | --- | --- |\n");
+    let mut out = String::from(
+        "| stage | figure | reached | paper | seeds |\n| --- | --- | --- | --- | --- |\n",
+    );
     let number = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.2}"));
     for row in rows {
         let range = match row.range {
@@ -103,7 +110,10 @@ pub fn markdown(rows: &[Row]) -> String {
         let Row { stage, name, .. } = row;
         let [of, all] = row.seeds;
         let (reached, paper) = (number(row.reached), number(row.paper));
-        let _ = writeln!(out, "| {stage} | {name} | {reached}{range} | {paper} | {of} of {all} |");
+        let _ = writeln!(
+            out,
+            "| {stage} | {name} | {reached}{range} | {paper} | {of} of {all} |"
+        );
     }
     out
 }
@@ -132,7 +142,8 @@ pub async fn keep(root: &Root, queue: &Queue, status: &PlanStatus) -> anyhow::Re
     let rows = rows(queue, &figures);
     let all = json!({"plan": queue.plan, "stages": stages, "results": rows});
     let text = serde_json::to_vec_pretty(&all)?;
-    root.put(RESULTS_TABLE, Bytes::from(markdown(&rows))).await?;
+    root.put(RESULTS_TABLE, Bytes::from(markdown(&rows)))
+        .await?;
     root.put(RESULTS_FILE, Bytes::from(text)).await?;
     Ok(())
 }
@@ -143,7 +154,10 @@ async fn left(root: &Root, stage: &str, trains: bool) -> anyhow::Result<(Value, 
     let bytes = root.get(&format!("{}/{file}", folder(stage))).await?;
     let result: Value = serde_json::from_slice(&bytes)?;
     let evaluations = match trains {
-        true => result["evaluations"].as_array().cloned().unwrap_or_default(),
+        true => result["evaluations"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default(),
         false => vec![result.clone()],
     };
     Ok((result, evaluations))
@@ -191,8 +205,14 @@ mod tests {
         let queue = queue(&[("v-seed0", "v"), ("v-seed1", "v"), ("v-seed2", "v")]);
         let flat = |score: f64, loss: f64| json!({"vqa_score": score, "vqa_loss": loss});
         let figures = BTreeMap::from([
-            ("v-seed0".to_owned(), vec![flat(0.5, 2.0), flat(0.75, 1.0), flat(0.7, 1.5)]),
-            ("v-seed2".to_owned(), vec![json!({"step": 3, "figures": {"vqa_score": 0.25}})]),
+            (
+                "v-seed0".to_owned(),
+                vec![flat(0.5, 2.0), flat(0.75, 1.0), flat(0.7, 1.5)],
+            ),
+            (
+                "v-seed2".to_owned(),
+                vec![json!({"step": 3, "figures": {"vqa_score": 0.25}})],
+            ),
         ]);
         let rows = rows(&queue, &figures);
         assert_eq!(rows.len(), 2, "one per figure");

@@ -226,7 +226,10 @@ impl Shell {
             FromRpc::Report(report, answer) => {
                 let own = self.journal.last().term;
                 if report.term > own {
-                    let words = format!("a scheduler of term {} leads, this one has {own}", report.term);
+                    let words = format!(
+                        "a scheduler of term {} leads, this one has {own}",
+                        report.term
+                    );
                     bail!(Aside(words));
                 }
                 let request = number;
@@ -358,7 +361,11 @@ impl Shell {
             Some(end) => Some(format!("{} {}: {}", q.stage.name, end.word(), end.reason())),
         };
         let unwell: Vec<String> = stages.filter_map(told).collect();
-        anyhow::ensure!(unwell.is_empty(), "the plan ended, but not well: {}", unwell.join("; "));
+        anyhow::ensure!(
+            unwell.is_empty(),
+            "the plan ended, but not well: {}",
+            unwell.join("; ")
+        );
         Ok(())
     }
 }

@@ -86,10 +86,14 @@ fn figures_of(evaluations: &[Value]) -> Vec<(String, f64)> {
     let Some(last) = evaluations.last().and_then(Value::as_object) else {
         return Vec::new();
     };
-    let held = last.get("figures").and_then(Value::as_object).unwrap_or(last);
+    let held = last
+        .get("figures")
+        .and_then(Value::as_object)
+        .unwrap_or(last);
     let names = held.iter().filter(|(_, value)| value.is_number());
     let names = names.filter(|(name, _)| !["step", "pairs", "seconds"].contains(&name.as_str()));
-    let best = names.filter_map(|(name, _)| Some((name.clone(), results::best(evaluations, name)?)));
+    let best =
+        names.filter_map(|(name, _)| Some((name.clone(), results::best(evaluations, name)?)));
     best.collect()
 }
 
@@ -112,7 +116,13 @@ fn table(status: &PlanStatus, led: &Result<(), String>, figures: &[Vec<Value>]) 
             let _ = writeln!(out, "nobody schedules it ({why}); what runs goes on");
         }
     }
-    let width = status.stages.iter().map(|s| s.name.len()).max().unwrap_or(0).max(5);
+    let width = status
+        .stages
+        .iter()
+        .map(|s| s.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(5);
     let _ = writeln!(
         out,
         "\n{:<width$} {:<9} {:>9} {:>15} {:>5}  best figures",
@@ -120,7 +130,9 @@ fn table(status: &PlanStatus, led: &Result<(), String>, figures: &[Vec<Value>]) 
     );
     for (stage, evaluations) in status.stages.iter().zip(figures) {
         let best = figures_of(evaluations).into_iter();
-        let best: Vec<String> = best.map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let best: Vec<String> = best
+            .map(|(name, value)| format!("{name} {value:.4}"))
+            .collect();
         let _ = writeln!(
             out,
             "{:<width$} {:<9} {:>9} {:>15} {:>5}  {}",
@@ -140,7 +152,10 @@ fn table(status: &PlanStatus, led: &Result<(), String>, figures: &[Vec<Value>]) 
 }
 
 fn workers(stage: &StageStatus) -> String {
-    format!("{}/{}-{}", stage.workers, stage.min_workers, stage.preferred_workers)
+    format!(
+        "{}/{}-{}",
+        stage.workers, stage.min_workers, stage.preferred_workers
+    )
 }
 
 fn step(stage: &StageStatus) -> String {
@@ -161,9 +176,10 @@ fn json_of(status: &PlanStatus, led: &Result<(), String>, figures: &[Vec<Value>]
             "steps_total": s.steps_total, "why": s.why, "best": best,
         })
     });
-    let agents = status.agents.iter().map(|a| {
-        json!({"name": a.name, "slots": a.slots, "busy": a.busy, "heard_ms": a.heard_ms})
-    });
+    let agents = status
+        .agents
+        .iter()
+        .map(|a| json!({"name": a.name, "slots": a.slots, "busy": a.busy, "heard_ms": a.heard_ms}));
     json!({
         "plan": status.plan, "term": status.term, "leads": led.is_ok(),
         "stages": stages.collect::<Vec<_>>(), "agents": agents.collect::<Vec<_>>(),
@@ -198,15 +214,27 @@ mod tests {
             ..Default::default()
         };
         let told = vec![
-            vec![json!({"step": 0, "mlm_loss": 9.0}), json!({"step": 4, "mlm_loss": 8.5})],
+            vec![
+                json!({"step": 0, "mlm_loss": 9.0}),
+                json!({"step": 4, "mlm_loss": 8.5}),
+            ],
             Vec::new(),
         ];
         let text = table(&status, &Ok(()), &told);
-        for part in ["3/1-8", "10/12", "mlm_loss 8.5", "comes after pretrain", "no agent"] {
+        for part in [
+            "3/1-8",
+            "10/12",
+            "mlm_loss 8.5",
+            "comes after pretrain",
+            "no agent",
+        ] {
             assert!(text.contains(part), "`{part}` is not in: {text}");
         }
         let away = table(&status, &Err("no scheduler answers at h:1".into()), &told);
-        assert!(away.contains("nobody schedules it (no scheduler answers"), "{away}");
+        assert!(
+            away.contains("nobody schedules it (no scheduler answers"),
+            "{away}"
+        );
         let value = json_of(&status, &Ok(()), &told);
         assert_eq!(value["stages"][0]["best"]["mlm_loss"], 8.5);
     }

@@ -226,7 +226,8 @@ impl Tasks {
         let order = self.tasks[index].order.clone();
         let (stage, role) = (&order.stage, order.role());
         let logs = self.host().logs(stage);
-        std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        std::fs::create_dir_all(&logs)
+            .with_context(|| format!("cannot make {}", logs.display()))?;
         let mut watched = None;
         if role != ChildRole::Evaluation {
             let silence = self.fetch_config(stage).await?;
@@ -243,7 +244,8 @@ impl Tasks {
         let threads = child::threads_of(self.slots);
         let prints = role == ChildRole::Evaluation;
         let task = &mut self.tasks[index];
-        task.child.start((&logs, &name), &arguments, threads, prints)?;
+        task.child
+            .start((&logs, &name), &arguments, threads, prints)?;
         if !std::mem::replace(&mut task.started, true) {
             tracing::info!(stage, "{name} begins");
         }
@@ -313,6 +315,9 @@ fn printed(logs: &Path, name: &str) -> Result<String, String> {
     let object = line.and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     match (line, object) {
         (Some(line), Some(object)) if object["figures"].is_object() => Ok(line.to_owned()),
-        _ => Err(format!("{} does not end with a line of figures", file.display())),
+        _ => Err(format!(
+            "{} does not end with a line of figures",
+            file.display()
+        )),
     }
 }

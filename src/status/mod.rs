@@ -90,7 +90,10 @@ async fn of_run(arguments: &StatusArguments) -> anyhow::Result<String> {
 /// Where the root is a plan's, the plan.
 async fn of_plan(arguments: &StatusArguments) -> anyhow::Result<Option<String>> {
     let which = &arguments.which;
-    let local = which.local.as_ref().map(|local| local.display().to_string());
+    let local = which
+        .local
+        .as_ref()
+        .map(|local| local.display().to_string());
     // What is no folder is told by whoever looks for a run.
     let root = match (&which.root, local) {
         (Some(root), _) => Root::existing(root)?,

@@ -57,7 +57,9 @@ impl Planned {
 
     fn run(&self, workers: u32, more: &[&str]) -> Command {
         let mut command = self.belfry(&["run"]);
-        command.arg(self.path("plan.toml")).args(["--workers", &workers.to_string()]);
+        command
+            .arg(self.path("plan.toml"))
+            .args(["--workers", &workers.to_string()]);
         command.arg("--root").arg(self.root()).args(more);
         command
     }
@@ -95,7 +97,10 @@ impl Planned {
     fn await_that(&self, plan: &mut Child, what: &str, holds: impl Fn() -> bool) {
         let begun = Instant::now();
         while !holds() {
-            assert!(plan.try_wait().expect("is ours").is_none(), "the plan ended before {what}");
+            assert!(
+                plan.try_wait().expect("is ours").is_none(),
+                "the plan ended before {what}"
+            );
             assert!(begun.elapsed() < PATIENCE, "no {what} in time");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -141,7 +146,7 @@ results = [{ metric = "itm_accuracy", name = "matching", scale = 100, paper = 50
 [[stage]]
 name = "b"
 CONFIG
-after = ["a"]
+init_from = "a"
 seeds = [1]
 set = ["run.steps=8"]
 preferred_workers = 3
@@ -153,6 +158,12 @@ after = ["a"]
 seeds = [2]
 set = ["run.steps=6"]
 preferred_workers = 2
+
+[[stage]]
+name = "e"
+kind = "eval"
+of = "b"
+results = [{ metric = "mlm_loss", name = "words" }]
 "#;
 
 /// Whatever is killed, every stage ends with the bits of an undisturbed plan with one worker, and
@@ -175,28 +186,59 @@ fn kills_of_every_kind_of_process_change_no_bit_of_any_stage() {
     let outcome = outcome(plan.wait_with_output().expect("ends"));
     let said = outcome.said.clone();
     let result = printed(outcome);
-    assert!(result["restarts"].as_u64() >= Some(2), "scheduler and agent were started again: {said}");
+    assert!(
+        result["restarts"].as_u64() >= Some(2),
+        "scheduler and agent were started again: {said}"
+    );
     for stage in ["a", "b", "c"] {
-        assert_eq!(hashes(&result, stage), hashes(&undisturbed, stage), "{stage}: {said}");
+        assert_eq!(
+            hashes(&result, stage),
+            hashes(&undisturbed, stage),
+            "{stage}: {said}"
+        );
     }
-    assert_eq!(hashes(&result, "a"), *crate::system::undisturbed(), "as the run alone");
+    assert_eq!(
+        hashes(&result, "a"),
+        *crate::system::undisturbed(),
+        "as the run alone"
+    );
     let rows = result["results"].as_array().expect("a list");
-    assert_eq!((rows.len(), &rows[0]["paper"]), (1, &Value::from(50.0)));
-    assert!(rows[0]["reached"].as_f64().is_some(), "{rows:?}");
+    assert_eq!((rows.len(), &rows[0]["paper"]), (2, &Value::from(50.0)));
+    for row in rows {
+        assert!(row["reached"].as_f64().is_some(), "{rows:?}");
+    }
+    assert_eq!(result["results"], undisturbed["results"], "evaluations too");
+    let begun = fs::read_to_string(disturbed.stage("b").join("run.toml")).expect("is there");
+    assert!(
+        begun.contains("stages/a"),
+        "it begins with the first: {begun}"
+    );
     let table = fs::read_to_string(disturbed.root().join("results.md")).expect("is written");
     assert!(table.contains("| a | matching |"), "{table}");
     let metrics = fs::read_to_string(disturbed.stage("b").join("metrics.jsonl"));
-    assert_eq!(metrics.expect("is there").lines().count(), 8, "a line per step");
+    assert_eq!(
+        metrics.expect("is there").lines().count(),
+        8,
+        "a line per step"
+    );
 
     // A plan that is over tells its results again, and shows how it stands.
-    disturbed.finish(3, &[]).refused(&["already holds a plan", "--resume"]);
+    disturbed
+        .finish(3, &[])
+        .refused(&["already holds a plan", "--resume"]);
     let again = printed(disturbed.finish(2, &["--resume"]));
     assert_eq!(again["results"], result["results"]);
     let status = disturbed.ask(&["status", "--json"]).accepted();
     let status: Value = serde_json::from_str(&status).expect("is JSON");
-    assert_eq!((&status["leads"], &status["stages"][1]["state"]), (&false.into(), &"done".into()));
+    assert_eq!(
+        (&status["leads"], &status["stages"][1]["state"]),
+        (&false.into(), &"done".into())
+    );
     let logs = disturbed.ask(&["logs", "b", "--lines", "2"]).accepted();
-    assert!(logs.contains("== coordinator ==") && logs.contains("== worker-0 =="), "{logs}");
+    assert!(
+        logs.contains("== coordinator ==") && logs.contains("== worker-0 =="),
+        "{logs}"
+    );
 }
 
 #[test]
@@ -221,16 +263,20 @@ after = ["long"]
     planned.write("more.toml", text);
     let file = planned.path("more.toml").display().to_string();
     planned.ask(&["submit", &file]).accepted();
-    planned.ask(&["submit", &file]).refused(&["a stage `urgent` is in the queue already"]);
+    planned
+        .ask(&["submit", &file])
+        .refused(&["a stage `urgent` is in the queue already"]);
     planned.await_that(&mut plan, "the end of `urgent`", || {
         planned.stage("urgent").join("result.json").exists()
     });
-    let status: Value = serde_json::from_str(&planned.ask(&["status", "--json"]).accepted())
-        .expect("is JSON");
+    let status: Value =
+        serde_json::from_str(&planned.ask(&["status", "--json"]).accepted()).expect("is JSON");
     let stages = status["stages"].as_array().expect("a list");
     assert_eq!(stages.len(), 3, "{status}");
     assert_eq!(stages[1]["why"], "comes after long", "{status}");
-    planned.ask(&["cancel", "nothing"]).refused(&["no stage is called `nothing`", "long"]);
+    planned
+        .ask(&["cancel", "nothing"])
+        .refused(&["no stage is called `nothing`", "long"]);
     planned.ask(&["cancel", "long"]).accepted();
     let outcome = outcome(plan.wait_with_output().expect("ends"));
     outcome.refused(&["long cancelled: by request", "behind cancelled"]);
@@ -260,23 +306,50 @@ set = ["run.steps=3"]
 "#;
     let planned = Planned::new(stages);
     let outcome = planned.finish(1, &[]);
-    let parts = ["bad failed", "MISSING", "behind failed: `bad`, which it comes after, failed"];
+    let parts = [
+        "bad failed",
+        "MISSING",
+        "behind failed: `bad`, which it comes after, failed",
+    ];
     outcome.refused(&parts);
     assert!(outcome.said.contains("try 2 of 2"), "{}", outcome.said);
-    assert!(planned.stage("good").join("result.json").exists(), "{}", outcome.said);
+    assert!(
+        planned.stage("good").join("result.json").exists(),
+        "{}",
+        outcome.said
+    );
 }
 
 #[test]
 fn a_plan_that_cannot_work_is_refused_before_anything_starts() {
     let _alone = alone();
     for (stages, workers, parts) in [
-        ("[[stage]]\nname = \"a\"\nCONFIG\nafter = [\"b\"]\n", 1, ["stage `a`, after", "no stage is called `b`"]),
-        ("[[stage]]\nname = \"a\"\nCONFIG\nset = [\"batch.lanes=3\"]\n", 1, ["stage `a`, config", "batch.lanes"]),
-        ("[[stage]]\nname = \"a\"\nCONFIG\nmin_workers = 4\n", 3, ["--workers 3", "stage `a` needs at least 4"]),
-        ("[[stage]]\nname = \"a\"\nCONFIG\nprio = 4\n", 3, ["plan.toml", "unknown field `prio`"]),
+        (
+            "[[stage]]\nname = \"a\"\nCONFIG\nafter = [\"b\"]\n",
+            1,
+            ["stage `a`, after", "no stage is called `b`"],
+        ),
+        (
+            "[[stage]]\nname = \"a\"\nCONFIG\nset = [\"batch.lanes=3\"]\n",
+            1,
+            ["stage `a`, config", "batch.lanes"],
+        ),
+        (
+            "[[stage]]\nname = \"a\"\nCONFIG\nmin_workers = 4\n",
+            3,
+            ["--workers 3", "stage `a` needs at least 4"],
+        ),
+        (
+            "[[stage]]\nname = \"a\"\nCONFIG\nprio = 4\n",
+            3,
+            ["plan.toml", "unknown field `prio`"],
+        ),
     ] {
         let planned = Planned::new(stages);
         planned.finish(workers, &[]).refused(&parts);
-        assert!(!planned.root().join("plan.json").exists(), "nothing was begun");
+        assert!(
+            !planned.root().join("plan.json").exists(),
+            "nothing was begun"
+        );
     }
 }

@@ -194,6 +194,7 @@ async fn encoders_of_transformers_have_the_same_hidden_states_here() {
     let init = Init {
         from: vec![path("text.safetensors"), path("image.safetensors")],
         fresh: Vec::new(),
+        ..Init::default()
     };
     let (table, fresh) = (model.table(), model.table().init(0));
     let (flat, _) = import(&init, &table.into(), fresh).await.expect("fits");

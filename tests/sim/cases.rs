@@ -60,6 +60,9 @@ impl Case {
         if setup.coordinators > 1 && dice.below(4) == 0 {
             faults.extend(overslept(&mut dice, &setup));
         }
+        // Drawn last: what a seed meant before features were gathered it means still.
+        setup.gathers = dice.below(3) == 0;
+        setup.evaluate_every = dice.below(5);
         Case {
             seed,
             setup,

@@ -125,6 +125,21 @@ fn an_undisturbed_run_does_nothing_twice() {
     }
 }
 
+/// Where gradients need all lanes' features, too.
+#[test]
+fn an_undisturbed_run_that_gathers_does_nothing_twice() {
+    for workers in 1..=5 {
+        let mut setup = Setup::new(workers, 8, 6, Duration::from_secs(1));
+        setup.gathers = true;
+        let mut world = World::new(workers as u64, setup, Costs::default());
+        assert!(world.run(60_000), "the run did not end");
+        world.check_end();
+        assert_eq!(world.counts.lanes, 8 * 6, "{workers} workers");
+        assert_eq!(world.counts.features, 8 * 6, "{workers} workers");
+        assert_eq!(world.counts.generations, 1, "{:#?}", world.log);
+    }
+}
+
 /// A rehearsal's size: the same seed gives the same run, and a day takes seconds.
 #[test]
 fn a_day_of_64_workers_that_fail_is_simulated_in_seconds() {

@@ -12,7 +12,7 @@ use crate::cases::{Case, on_all_cores};
 const SEEDS: u64 = 1_000;
 
 /// Bugs, each with the seeds within which it must be found.
-const BUGS: [(Plants, u64); 10] = [
+const BUGS: [(Plants, u64); 11] = [
     lead(Lead::CommitsEarly, 10),
     lead(Lead::OldReady, 200),
     lead(Lead::AnnouncesFirst, 10),
@@ -21,6 +21,7 @@ const BUGS: [(Plants, u64); 10] = [
     lead(Lead::ManifestEarly, 10),
     lead(Lead::ForgetsReceipts, 200),
     work(Work::KeepsPartials, 10),
+    work(Work::KeepsFeatures, 10),
     work(Work::TakesOldSums, SEEDS),
     work(Work::KeepsLostShards, SEEDS),
 ];

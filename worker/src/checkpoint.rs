@@ -31,19 +31,40 @@ const BLOCK_BYTES: usize = 8 << 20;
 const READS_MAX: u32 = 180;
 const READ_PAUSE: Duration = Duration::from_secs(10);
 
+/// What makes the parts of a step a checkpoint.
+pub(crate) const MANIFEST: &str = "manifest.json";
+
 /// What a manifest says; the coordinator writes it (more fields may stand in it).
 #[derive(Debug, Deserialize)]
-struct Manifest {
+pub(crate) struct Manifest {
     step: u64,
-    parts: Vec<ManifestPart>,
+    pub parts: Vec<ManifestPart>,
 }
 
+/// A part as its manifest names it.
 #[derive(Debug, Deserialize)]
-struct ManifestPart {
+pub(crate) struct ManifestPart {
     part: u32,
-    file: String,
+    pub file: String,
     sha256: String,
     bytes: u64,
+}
+
+impl ManifestPart {
+    /// Whether `bytes` are this part's; if not, how they differ.
+    pub fn check(&self, bytes: &[u8]) -> Result<(), String> {
+        let sha256 = hex(&Sha256::digest(bytes));
+        if sha256 == self.sha256 && bytes.len() as u64 == self.bytes {
+            return Ok(());
+        }
+        Err(format!(
+            "part {} has {} bytes and sha256 {sha256}, its manifest says {} and {}",
+            self.part,
+            bytes.len(),
+            self.bytes,
+            self.sha256
+        ))
+    }
 }
 
 /// The folder of a step's checkpoint, relative to the run's root.
@@ -176,19 +197,7 @@ pub async fn load(
     for part in &parsed.parts {
         let file = format!("{folder}/{}", part.file);
         let bytes = read(&file).await?;
-        let sha256 = hex(&Sha256::digest(&bytes));
-        if sha256 != part.sha256 || bytes.len() as u64 != part.bytes {
-            return Err(refuse(
-                &file,
-                format!(
-                    "part {} has {} bytes and sha256 {sha256}, its manifest says {} and {}",
-                    part.part,
-                    bytes.len(),
-                    part.bytes,
-                    part.sha256
-                ),
-            ));
-        }
+        part.check(&bytes).map_err(|reason| refuse(&file, reason))?;
         decode(&bytes, table, &mut state, &mut found).map_err(|reason| refuse(&file, reason))?;
     }
     for entry in table.entries() {
@@ -202,7 +211,7 @@ pub async fn load(
 
 /// The whole object. A store that is away is waited for: another checkpoint would lie there too. A
 /// disk is not away; what it does not give is not there.
-async fn patiently(root: &Root, file: &str) -> Result<Bytes, StoreError> {
+pub(crate) async fn patiently(root: &Root, file: &str) -> Result<Bytes, StoreError> {
     let mut tries = 0;
     loop {
         match root.get(file).await {

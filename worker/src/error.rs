@@ -49,7 +49,7 @@ pub enum WorkerError {
         steps: Vec<u64>,
     },
     /// The weights that `[init]` names are not as they must be.
-    #[error("init.from: {0}")]
+    #[error("init: {0}")]
     Weights(#[from] crate::weights::WeightsError),
     /// The file that holds the coordinator's address is missing for too long.
     #[error("no coordinator address in {path}; is the coordinator running?")]
@@ -60,6 +60,26 @@ pub enum WorkerError {
     /// The coordinator ended the run, or refused this worker, or this worker cannot go on.
     #[error("{0}")]
     Ended(String),
+    /// A state cannot be judged, or not all of it was.
+    #[error("evaluation: {0}")]
+    Evaluation(String),
+    /// A file of findings is not one, or of another evaluation.
+    #[error("{path}: {reason}")]
+    TallyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of an evaluation cannot be read or written.
+    #[error("{path}: {source}")]
+    Scratch {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A background task died.
     #[error("internal: {0}")]
     Internal(String),

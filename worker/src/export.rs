@@ -6,6 +6,7 @@ use belfry_configs::ValidConfig;
 use belfry_model::ManagerTower;
 use shard_tools::store::Root;
 
+use crate::checkpoint::MANIFEST;
 use crate::error::WorkerError;
 use crate::{checkpoint, weights};
 
@@ -36,7 +37,7 @@ pub async fn checkpoint_parameters(
     model: &ManagerTower,
     step: Option<u64>,
 ) -> Result<(u64, Vec<f32>), WorkerError> {
-    let steps = complete_steps(root).await?;
+    let steps = checkpoint_steps(root).await?;
     let chosen = match step {
         Some(step) => steps.iter().copied().find(|s| *s == step),
         None => steps.last().copied(),
@@ -52,14 +53,14 @@ pub async fn checkpoint_parameters(
     Ok((step, state.parameters))
 }
 
-/// What makes the parts of a step a checkpoint.
-const MANIFEST: &str = "manifest.json";
-
 /// What says that a checkpoint was read again and found corrupt.
 const CORRUPT: &str = "corrupt.json";
 
 /// Steps whose checkpoint has its manifest and is not marked as corrupt, ascending.
-async fn complete_steps(root: &Root) -> Result<Vec<u64>, WorkerError> {
+///
+/// # Errors
+/// [`WorkerError::Store`].
+pub async fn checkpoint_steps(root: &Root) -> Result<Vec<u64>, WorkerError> {
     let keys = root.list("checkpoints").await;
     let keys = keys.map_err(|source| WorkerError::Store {
         what: format!("cannot list {root}/checkpoints"),

@@ -85,6 +85,16 @@ pub struct AdamW {
     steps: u64,
     warmup_steps: u64,
     groups: Vec<ParamGroup>,
+    bounded: Option<Bounded>,
+}
+
+/// An element that every update brings back between its bounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bounded {
+    /// Its place in the flat vectors.
+    pub offset: usize,
+    /// The lowest and the highest value.
+    pub bounds: [f32; 2],
 }
 
 /// The flat vectors of one state, all of the same length.
@@ -125,7 +135,20 @@ impl AdamW {
             steps,
             warmup_steps,
             groups,
+            bounded: None,
         }
+    }
+
+    /// The same with an element that stays between bounds: the contrastive temperature, which the
+    /// authors clamp before every forward pass.
+    #[must_use]
+    pub fn bounding(mut self, bounded: Option<Bounded>) -> Self {
+        self.bounded = bounded;
+        self
+    }
+
+    pub(crate) fn bounded(&self) -> Option<Bounded> {
+        self.bounded
     }
 
     /// The learning rate of update number `step` (0-based): linear warm-up from 0, then decay to the
@@ -182,6 +205,9 @@ impl AdamW {
                 .zip(v[range.clone()].par_chunks_mut(CHUNK))
                 .zip(gradient[range].par_chunks(CHUNK))
                 .for_each(|(((p, m), v), g)| update.apply(p, m, v, g));
+        }
+        if let Some(Bounded { offset, bounds }) = self.bounded {
+            params[offset] = params[offset].clamp(bounds[0], bounds[1]);
         }
     }
 

@@ -8,7 +8,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, Bounded};
 #[cfg(feature = "cubecl")]
 use crate::optimizer_kernel;
 
@@ -18,6 +18,17 @@ pub(crate) type Tensors = [Tensor<1>; 3];
 /// Update number `step` (0-based) with the mean gradient of the step, all on one device and outside
 /// autodiff.
 pub(crate) fn apply(optimizer: &AdamW, step: u64, state: Tensors, gradient: Tensor<1>) -> Tensors {
+    let [params, m, v] = update(optimizer, step, state, gradient);
+    let Some(Bounded { offset, bounds }) = optimizer.bounded() else {
+        return [params, m, v];
+    };
+    let place = offset..offset + 1;
+    let value = params.clone().slice([place.clone()]);
+    let value = value.clamp(bounds[0], bounds[1]);
+    [params.slice_assign([place], value), m, v]
+}
+
+fn update(optimizer: &AdamW, step: u64, state: Tensors, gradient: Tensor<1>) -> Tensors {
     let numbers = optimizer.numbers();
     let spans = optimizer.spans(step);
     #[cfg(feature = "cubecl")]
@@ -45,7 +56,7 @@ fn laid_out(device: &Device, runs: impl Iterator<Item = (usize, f32)>) -> Tensor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optimizer::{ParamGroup, State};
+    use crate::optimizer::{Bounded, ParamGroup, State};
     use belfry_configs::rng::{Key, Purpose};
     use burn::tensor::TensorData;
 
@@ -91,7 +102,10 @@ mod tests {
             &["optim.warmup=2".into(), "optim.weight_decay=0.1".into()],
         );
         let optim = config.expect("a run file of this repository").optim.clone();
-        let optimizer = AdamW::new(optim, 12, 2, groups.collect());
+        let optimizer = AdamW::new(optim, 12, 2, groups.collect()).bounding(Some(Bounded {
+            offset: each,
+            bounds: [0.001, 0.002],
+        }));
         let len = each * names.len();
         let draw = |name: &str| -> Vec<f32> {
             let key = Key::new(1, Purpose::Init).with_name(name);
@@ -110,6 +124,7 @@ mod tests {
             optimizer.apply(step, State { params, m, v }, &gradient);
             held = apply(&optimizer, step, held, tensor(&gradient));
         }
+        assert!((0.001..=0.002).contains(&host[0][each]), "is brought back");
         for (host, held) in host.iter().zip(held) {
             assert_eq!(*host, held.try_into_vec_as::<f32>().expect("can be read"));
         }

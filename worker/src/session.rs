@@ -33,7 +33,7 @@ use crate::snapshot::Snapshots;
 use crate::staging::{self, Staged, Staging};
 use crate::state::{TrainState, optimizer};
 use crate::train_step::{Compute, Job};
-use crate::{checkpoint, digests, fingerprint, transport};
+use crate::{checkpoint, contrast, digests, fingerprint, gathering, transport};
 
 /// Events that may wait for the loop.
 const EVENTS_MAX: usize = 256;
@@ -167,7 +167,8 @@ impl Shell {
         // Opening data reads manifests and may wait for a store: not on the loop's thread.
         let opening = {
             let (config, cache, events) = (config.clone(), options.cache_dir, events.clone());
-            tokio::task::spawn_blocking(move || Compute::start(&config, &cache, events))
+            let root = options.root.clone();
+            tokio::task::spawn_blocking(move || Compute::start(&config, (&root, &cache), events))
         };
         let opened = opening.await;
         let compute = opened.map_err(|e| WorkerError::Internal(e.to_string()))??;
@@ -183,6 +184,7 @@ impl Shell {
             fingerprint: fingerprint::fingerprint(&config) + &orders,
             data_address: endpoint.local_addr().to_string(),
             lanes: config.batch.lanes,
+            gathers: config.gathers(),
             device,
             data: compute.identity.clone(),
         };
@@ -244,13 +246,34 @@ impl Shell {
                 step,
                 lane,
                 quarantine,
+                features,
             } => {
                 let state = self.state_of(step)?;
                 self.compute.submit(Job::Lane {
                     lane,
                     state,
                     quarantine,
+                    features,
                 })?;
+            }
+            Effect::ComputeFeatures {
+                step,
+                lane,
+                quarantine,
+            } => {
+                let state = self.state_of(step)?;
+                self.compute.submit(Job::Features {
+                    lane,
+                    state,
+                    quarantine,
+                })?;
+            }
+            Effect::Gather(gathering) => {
+                self.abort_reduce();
+                let shape = (self.config.batch.lanes, contrast::block_bytes(&self.config));
+                let events = self.events.clone();
+                let begun = gathering::begin(&self.endpoint, gathering, shape, events)?;
+                self.exchange = Some(begun);
             }
             Effect::DigestLane {
                 attempt,
@@ -280,9 +303,9 @@ impl Shell {
                 let state = self.state_of(step)?;
                 self.snapshots.store(&state, parts);
             }
-            Effect::Evaluate { step } => {
-                let state = self.state_of(step)?;
-                self.compute.submit(Job::Evaluate { state })?;
+            Effect::Evaluate(ask) => {
+                let state = self.state_of(ask.step)?;
+                self.compute.submit(Job::Evaluate { state, ask })?;
             }
             Effect::Export { step } => self.export(step)?,
             Effect::Exit { success, reason } => {
@@ -327,16 +350,7 @@ impl Shell {
 
     fn reduce(&mut self, exchange: Exchange) -> Result<(), WorkerError> {
         self.abort_reduce();
-        let members = exchange
-            .members
-            .into_iter()
-            .map(|(address, nodes)| {
-                let addr = address.parse().map_err(|_| {
-                    WorkerError::Internal(format!("a member's address `{address}` is not ip:port"))
-                })?;
-                Ok(Member { addr, nodes })
-            })
-            .collect::<Result<Vec<_>, WorkerError>>()?;
+        let members = gathering::resolved(exchange.members, |addr, nodes| Member { addr, nodes })?;
         let (generation, step) = (exchange.generation, exchange.step);
         let lanes: Vec<u32> = exchange
             .partials

@@ -8,7 +8,7 @@ use belfry_proto::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::WorkerError;
-use crate::optimizer::{AdamW, ParamGroup, State};
+use crate::optimizer::{AdamW, Bounded, ParamGroup, State};
 use crate::weights::import;
 
 /// Parameters, first and second moments, after `step` updates.
@@ -44,14 +44,15 @@ impl Clone for TrainState {
 }
 
 impl TrainState {
-    /// The initial state of a run: a function of the seed and of the files of `[init]`, which are
-    /// named with their hashes in the log.
+    /// The initial state of a run: a function of the seed and of what `[init]` names, files and a
+    /// checkpoint of another run, which stand with their hashes in the log. The optimizer begins
+    /// fresh.
     ///
     /// # Errors
     /// [`WorkerError::Weights`] naming file and key.
     pub async fn init(config: &ValidConfig, model: &ManagerTower) -> Result<Self, WorkerError> {
         let mut parameters = model.table().init(config.run.seed);
-        if !config.init.from.is_empty() {
+        if !config.init.is_fresh() {
             let (filled, report) = import(&config.init, &model.table().into(), parameters).await?;
             parameters = filled;
             for line in report.to_string().lines() {
@@ -114,12 +115,15 @@ impl TrainState {
 pub fn optimizer(config: &ValidConfig, model: &ManagerTower) -> AdamW {
     let entries = model.table().entries().iter();
     let groups = entries.map(|e| ParamGroup::of(&e.name, e.offset, e.len, e.trained));
-    AdamW::new(
+    let bounded = model.bounded_temperature();
+    let bounded = bounded.map(|(offset, bounds)| Bounded { offset, bounds });
+    let optimizer = AdamW::new(
         config.optim.clone(),
         config.run.steps,
         config.warmup_steps(),
         groups.collect(),
-    )
+    );
+    optimizer.bounding(bounded)
 }
 
 fn sha256(tensors: &[&[f32]]) -> String {

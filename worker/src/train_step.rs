@@ -14,16 +14,20 @@ use std::time::Instant;
 use belfry_configs::rng::{Key, Purpose};
 use belfry_configs::{CPU_APART, ValidConfig};
 use belfry_data::{
-    DataError, DataPlane, DatasetIdentity, Quarantine, Split, identities, pairs_digest,
+    DataError, DataPlane, DatasetIdentity, HostBatch, Quarantine, Split, identities, pairs_digest,
 };
 use belfry_model::{Device, GradientSum, ManagerTower, ModelError, Weights};
-use belfry_proto::{Digest, objective, v1};
+use belfry_proto::Digest;
+use belfry_proto::v1::{self, worker_message as up};
+use shard_tools::store::Root;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
-use crate::core::{Event, LateReports};
+use crate::contrast::{ContrastError, GlobalContrast, LaneOfStep};
+use crate::core::{Event, Features, LateReports};
 use crate::device;
 use crate::error::WorkerError;
+use crate::evaluate::{Evaluator, InRun, Share};
 use crate::held::{HeldState, Place, StepWeights};
 use crate::task::{DeviceBatch, Keys, Reports};
 
@@ -40,6 +44,17 @@ pub enum Job {
         state: Arc<HeldState>,
         /// Shards that nobody reads at this step.
         quarantine: Quarantine,
+        /// Every lane's, where the gradient needs them.
+        features: Option<Arc<Features>>,
+    },
+    /// Features of one lane at `state`.
+    Features {
+        /// The lane.
+        lane: u32,
+        /// The state before the step.
+        state: Arc<HeldState>,
+        /// Shards that nobody reads at this step.
+        quarantine: Quarantine,
     },
     /// The complete reports of these lanes of `step`, which were computed before.
     Reports {
@@ -50,10 +65,12 @@ pub enum Job {
         /// Who wants to know.
         answer: oneshot::Sender<Result<LateReports, String>>,
     },
-    /// Losses and accuracies on the validation data.
+    /// What the validation data say of a state.
     Evaluate {
         /// The state to be judged.
         state: Arc<HeldState>,
+        /// The share, or the figures of all.
+        ask: v1::Evaluate,
     },
 }
 
@@ -76,9 +93,10 @@ impl Compute {
     /// [`WorkerError::Data`] or [`WorkerError::Device`], before anything is computed.
     pub fn start(
         config: &ValidConfig,
-        cache_dir: &Path,
+        (root, cache_dir): (&Root, &Path),
         events: Sender<Event>,
     ) -> Result<Self, WorkerError> {
+        let runtime = tokio::runtime::Handle::current();
         let device = device::open(&config.run.device)?;
         let place = Place::new(&device, config.run.device == CPU_APART);
         let data = Arc::new(DataPlane::open(config, cache_dir, Split::Train)?);
@@ -88,6 +106,8 @@ impl Compute {
         let (jobs, queue) = mpsc::sync_channel(JOBS_MAX);
         let mut room = Room {
             config: config.clone(),
+            root: root.clone(),
+            runtime,
             cache_dir: cache_dir.to_owned(),
             data: Arc::clone(&data),
             identity: identity.clone(),
@@ -95,6 +115,7 @@ impl Compute {
             device,
             weights: StepWeights::default(),
             waiting: Waiting::default(),
+            contrast: GlobalContrast::default(),
         };
         std::thread::Builder::new()
             .name("compute".into())
@@ -134,6 +155,9 @@ impl Compute {
 /// What the compute thread owns.
 struct Room {
     config: ValidConfig,
+    root: Root,
+    /// For the store, which the compute thread asks when it evaluates.
+    runtime: tokio::runtime::Handle,
     cache_dir: std::path::PathBuf,
     data: Arc<DataPlane>,
     identity: Vec<v1::Dataset>,
@@ -141,6 +165,7 @@ struct Room {
     device: Device,
     weights: StepWeights,
     waiting: Waiting,
+    contrast: GlobalContrast,
 }
 
 /// Lanes of the open step whose losses a device of its own has, or had until they were read.
@@ -189,7 +214,19 @@ impl Room {
                 lane,
                 state,
                 quarantine,
-            } => self.lane(lane, &state, &quarantine).map(Some),
+                features,
+            } => {
+                let done = self.lane((lane, &state), &quarantine, features.as_ref());
+                self.event(done, (state.step(), lane)).map(Some)
+            }
+            Job::Features {
+                lane,
+                state,
+                quarantine,
+            } => {
+                let done = self.features((lane, &state), &quarantine);
+                self.event(done, (state.step(), lane)).map(Some)
+            }
             Job::Reports {
                 step,
                 lanes,
@@ -199,77 +236,76 @@ impl Room {
                 let _ = answer.send(self.waiting.reports(step, &lanes));
                 Ok(None)
             }
-            Job::Evaluate { state } => {
-                let step = state.step();
-                let evaluated = self.evaluate(&state).unwrap_or_else(|error| v1::Evaluated {
-                    step,
-                    error,
-                    ..Default::default()
-                });
-                let body = v1::worker_message::Body::Evaluated(evaluated);
-                Ok(Some(Event::Report(body)))
-            }
+            Job::Evaluate { state, ask } => Ok(Some(Event::Report(self.evaluate(&state, ask)))),
         }
     }
 
-    fn weights(&mut self, state: &Arc<HeldState>) -> Result<Weights, String> {
+    fn weights(&mut self, state: &Arc<HeldState>) -> Result<Weights, ModelError> {
         let (table, matmul) = (self.model.table(), self.config.precision.matmul);
-        let weights = self.weights.of(state, table, &self.device, matmul);
-        weights.map_err(|e| format!("step {}: {e}", state.step()))
+        self.weights.of(state, table, &self.device, matmul)
+    }
+
+    fn features(
+        &mut self,
+        (lane, state): (u32, &Arc<HeldState>),
+        quarantine: &Quarantine,
+    ) -> Result<Event, LaneError> {
+        let begun = Instant::now();
+        let (step, weights) = (state.step(), self.weights(state)?);
+        let at = LaneOfStep {
+            config: &self.config,
+            model: &self.model,
+            data: &self.data,
+            weights: &weights,
+            step,
+            lane,
+            quarantine,
+        };
+        Ok(Event::FeaturesDone {
+            step,
+            lane,
+            features: self.contrast.features(at)?,
+            seconds: begun.elapsed().as_secs_f64(),
+        })
     }
 
     fn lane(
         &mut self,
-        lane: u32,
-        state: &Arc<HeldState>,
+        (lane, state): (u32, &Arc<HeldState>),
         quarantine: &Quarantine,
-    ) -> Result<Event, String> {
-        let step = state.step();
+        features: Option<&Arc<Features>>,
+    ) -> Result<Event, LaneError> {
         let begun = Instant::now();
-        let at = |e: &dyn std::fmt::Display| format!("step {step}, lane {lane}: {e}");
-        let batches = match self.data.lane_step(step, lane, quarantine) {
-            Ok(batches) => batches,
-            Err(error) => {
-                return self
-                    .unreadable(step, lane, &error)
-                    .ok_or_else(|| at(&error));
-            }
+        let (step, weights) = (state.step(), self.weights(state)?);
+        let at = LaneOfStep {
+            config: &self.config,
+            model: &self.model,
+            data: &self.data,
+            weights: &weights,
+            step,
+            lane,
+            quarantine,
         };
-        let weights = self.weights(state)?;
-        let root = |purpose| {
-            let root = Key::new(self.config.run.seed, purpose);
-            root.with(step).with(u64::from(lane))
+        let batches = match features {
+            Some(_) => self.contrast.batches(at)?,
+            None => self.data.lane_step(step, lane, quarantine)?,
         };
-        let mut sum = GradientSum::new(&weights);
+        let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
         let mut report = v1::LaneReport {
             lane,
+            pairs: ids.clone().count() as u64,
+            pairs_digest: Digest(pairs_digest(ids)).to_bytes(),
+            substituted: self.substituted(step, lane, quarantine),
             ..Default::default()
         };
-        let mut reports = Vec::new();
-        let group = self.config.batch.device_batch as usize;
-        let ids = batches.iter().flat_map(|batch| &batch.pair_ids).copied();
-        report.pairs = ids.clone().count() as u64;
-        report.pairs_digest = Digest(pairs_digest(ids)).to_bytes();
-        report.substituted = self.substituted(step, lane, quarantine);
-        let mut batches = batches.into_iter();
-        for first in (0..self.config.micro_batches_per_lane() as usize).step_by(group) {
-            let keys = |purpose| -> Vec<Key> {
-                let micro_batches = first..first + group;
-                micro_batches
-                    .map(|i| root(purpose).with(i as u64))
-                    .collect()
-            };
-            let keys = Keys {
-                draws: &keys(Purpose::Dropout),
-                negatives: &keys(Purpose::Negatives),
-            };
-            let batch = DeviceBatch::new(self.config.model.task, batches.by_ref().take(group));
-            let report = batch.gradient(&self.model, &weights, keys, (&mut sum).into());
-            reports.push(report.map_err(|e| at(&e))?);
-        }
+        let mut sum = GradientSum::new(&weights);
+        let reports = match features {
+            Some(features) => self.contrast.gradient(at, features, batches, &mut sum)?,
+            None => micro_batches(at, batches, &mut sum)?,
+        };
         let mut seconds = 0.0;
         if weights.on_host() {
-            read_reports(&mut report, reports).map_err(|e| at(&e))?;
+            read_reports(&mut report, reports)?;
             seconds = begun.elapsed().as_secs_f64();
         } else {
             self.waiting.begin(step, begun);
@@ -282,6 +318,24 @@ impl Room {
             gradient: sum.finish(),
             seconds,
         })
+    }
+
+    /// What the core hears of a lane: also that a shard keeps it from being computed.
+    fn event(
+        &self,
+        done: Result<Event, LaneError>,
+        (step, lane): (u64, u32),
+    ) -> Result<Event, String> {
+        let error = match done {
+            Ok(event) => return Ok(event),
+            Err(error) => error,
+        };
+        let data = match &error {
+            LaneError::Data(data) | LaneError::Contrast(ContrastError::Data(data)) => Some(data),
+            _ => None,
+        };
+        let unreadable = data.and_then(|data| self.unreadable(step, lane, data));
+        unreadable.ok_or_else(|| format!("step {step}, lane {lane}: {error}"))
     }
 
     /// Pairs of the lane's step that stand for those of shards under quarantine.
@@ -313,45 +367,94 @@ impl Room {
         })
     }
 
-    fn evaluate(&mut self, state: &Arc<HeldState>) -> Result<v1::Evaluated, String> {
-        let data = DataPlane::open(&self.config, &self.cache_dir, Split::Validation)
-            .map_err(|e| e.to_string())?;
+    fn evaluate(&mut self, state: &Arc<HeldState>, ask: v1::Evaluate) -> up::Body {
+        let v1::Evaluate {
+            step,
+            shares,
+            share,
+        } = ask;
+        match share {
+            Some(share) => {
+                let found = self.judge(state, |run| run.share(Share::new(share + 1, shares)));
+                up::Body::ShareEvaluated(v1::ShareEvaluated {
+                    step,
+                    shares,
+                    share,
+                    error: found.err().unwrap_or_default(),
+                })
+            }
+            None => {
+                let evaluated = self.judge(state, |run| run.conclude(shares));
+                up::Body::Evaluated(evaluated.unwrap_or_else(|error| v1::Evaluated {
+                    step,
+                    error,
+                    ..Default::default()
+                }))
+            }
+        }
+    }
+
+    fn judge<T>(
+        &mut self,
+        state: &Arc<HeldState>,
+        judge: impl FnOnce(&mut InRun) -> Result<T, WorkerError>,
+    ) -> Result<T, String> {
         if identity(&self.config).map_err(|e| e.to_string())? != self.identity {
             return Err("data.train or data.validation was replaced while the run trained".into());
         }
-        let weights = self.weights(state)?;
-        let (task, model) = (self.config.model.task, &self.model);
-        let negatives = Key::new(self.config.run.seed, Purpose::Negatives);
-        let (mut sums, mut micro_batches, mut pairs) = (Vec::new(), 0u32, 0u64);
-        for batch in data.evaluation_batches() {
-            let batch = batch.map_err(|e| e.to_string())?;
-            pairs += batch.pairs as u64;
-            micro_batches += 1;
-            let batch = DeviceBatch::new(task, std::iter::once(batch));
-            let judged = batch.evaluate(model, &weights, negatives, &mut sums);
-            judged.map_err(|e| e.to_string())?;
-        }
-        Ok(v1::Evaluated {
+        let weights = self.weights(state).map_err(|e| e.to_string())?;
+        let model = Arc::clone(&self.model);
+        let evaluator = Evaluator::open(&self.config, &self.cache_dir, model, &weights);
+        let mut run = InRun {
+            root: &self.root,
             step: state.step(),
-            figures: sums
-                .iter()
-                .flat_map(|sum| figures(sum, micro_batches))
-                .collect(),
-            pairs,
-            error: String::new(),
-        })
+            evaluator: &mut evaluator.map_err(|e| e.to_string())?,
+            runtime: &self.runtime,
+        };
+        judge(&mut run).map_err(|e| e.to_string())
     }
 }
 
-/// An objective's mean over the micro-batches that had a row of it, and its accuracy.
-fn figures(sum: &v1::ObjectiveSum, micro_batches: u32) -> Vec<v1::Figure> {
-    let figure = |name, value| v1::Figure { name, value };
-    let judged = f64::from(micro_batches - sum.empty);
-    let loss = if judged > 0.0 { sum.loss / judged } else { 0.0 };
-    vec![
-        figure(objective::loss_key(&sum.name), loss),
-        figure(objective::accuracy_key(&sum.name), objective::share(sum)),
-    ]
+/// Why a lane was not computed.
+#[derive(Debug, thiserror::Error)]
+enum LaneError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Contrast(#[from] ContrastError),
+}
+
+/// Adds the gradient of a lane's micro-batches, which see nothing but themselves.
+fn micro_batches(
+    at: LaneOfStep,
+    batches: Vec<HostBatch>,
+    sum: &mut GradientSum,
+) -> Result<Vec<Reports>, ModelError> {
+    let config = at.config;
+    let root = |purpose| {
+        let root = Key::new(config.run.seed, purpose);
+        root.with(at.step).with(u64::from(at.lane))
+    };
+    let group = config.batch.device_batch as usize;
+    let (mut reports, mut batches) = (Vec::new(), batches.into_iter());
+    for first in (0..config.micro_batches_per_lane() as usize).step_by(group) {
+        let keys = |purpose| -> Vec<Key> {
+            let micro_batches = first..first + group;
+            micro_batches
+                .map(|i| root(purpose).with(i as u64))
+                .collect()
+        };
+        let keys = Keys {
+            draws: &keys(Purpose::Dropout),
+            negatives: &keys(Purpose::Negatives),
+        };
+        let batch = DeviceBatch::new(config.model.task, batches.by_ref().take(group));
+        let target = (&mut *sum).into();
+        reports.push(batch.gradient(at.model, at.weights, keys, target)?);
+    }
+    Ok(reports)
 }
 
 /// What the configured datasets are, for the coordinator to compare.

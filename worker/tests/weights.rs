@@ -175,6 +175,7 @@ async fn fill(
     let init = Init {
         from: from.iter().map(|f| (*f).clone()).collect(),
         fresh: fresh.iter().map(|f| (*f).to_owned()).collect(),
+        ..Init::default()
     };
     import(&init, targets, vec![-1.0; targets.elements()]).await
 }

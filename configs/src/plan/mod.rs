@@ -10,6 +10,7 @@ use std::path::Path;
 pub use file::{Head, Kind, PlanFile, StageEntry, Target, is_plan, read};
 pub use stage::{Plan, Stage, Work};
 
+use crate::figures;
 use crate::layers::{ConfigError, load as load_run};
 use crate::validate::{ValidConfig, refuse};
 
@@ -87,7 +88,10 @@ fn assemble(
     for entry in &file.stage {
         check_name("stage.name", &entry.name)?;
         if entries.insert(&entry.name, entry).is_some() {
-            let why = format!("two stages are called `{}`; each needs its own name", entry.name);
+            let why = format!(
+                "two stages are called `{}`; each needs its own name",
+                entry.name
+            );
             return Err(refuse("stage.name", why));
         }
     }
@@ -96,6 +100,9 @@ fn assemble(
         check_links(entry, &entries)?;
     }
     check_cycles(&entries)?;
+    for entry in &file.stage {
+        check_figures(entry, &entries, &run)?;
+    }
     let names = |group: &str| repetitions(group, &entries);
     let mut stages = Vec::new();
     for entry in &file.stage {
@@ -104,7 +111,10 @@ fn assemble(
         }
     }
     if stages.len() > STAGES_MAX {
-        let why = format!("{} stages with all seeds; at most {STAGES_MAX} can be", stages.len());
+        let why = format!(
+            "{} stages with all seeds; at most {STAGES_MAX} can be",
+            stages.len()
+        );
         return Err(refuse("stage", why));
     }
     let own: BTreeSet<&str> = stages.iter().map(|s| s.name.as_str()).collect();
@@ -121,9 +131,8 @@ fn assemble(
 fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
-        let why = format!(
-            "`{name}` is no name: 1 to {NAME_MAX} letters, digits, `-` and `_` make one"
-        );
+        let why =
+            format!("`{name}` is no name: 1 to {NAME_MAX} letters, digits, `-` and `_` make one");
         return Err(refuse(key, why));
     }
     Ok(())
@@ -152,7 +161,10 @@ fn check_keys(entry: &StageEntry) -> Result<(), ConfigError> {
         ),
     };
     if !needed.1 {
-        return Err(refuse(&key(entry, needed.0), format!("is missing: the stage {kind}")));
+        return Err(refuse(
+            &key(entry, needed.0),
+            format!("is missing: the stage {kind}"),
+        ));
     }
     if let Some((name, _)) = foreign.iter().find(|(_, there)| *there) {
         let why = format!("has no meaning here: the stage {kind}");
@@ -221,6 +233,23 @@ fn check_links(
     Ok(())
 }
 
+/// What is reported, and what a checkpoint is chosen by, are figures of the task that is trained.
+fn check_figures(
+    entry: &StageEntry,
+    entries: &BTreeMap<&str, &StageEntry>,
+    run: &impl Fn(&StageEntry, &Path, &[String]) -> Result<ValidConfig, ConfigError>,
+) -> Result<(), ConfigError> {
+    let trained = entry.of.as_ref().map_or(entry, |of| entries[of.as_str()]);
+    let named = entry.best.iter().map(|best| ("best", best));
+    let reported = entry.results.iter().map(|t| ("results", &t.metric));
+    let mut named = named.chain(reported).peekable();
+    let (Some(_), Some(file)) = (named.peek(), &trained.config) else {
+        return Ok(());
+    };
+    let task = run(trained, file, &trained.set)?.model.task;
+    named.try_for_each(|(name, figure)| figures::check(&key(entry, name), task, figure))
+}
+
 /// Takes away what comes after nothing that is left, until nothing can be taken.
 fn check_cycles(entries: &BTreeMap<&str, &StageEntry>) -> Result<(), ConfigError> {
     let mut left: BTreeSet<&str> = entries.keys().copied().collect();
@@ -238,15 +267,15 @@ fn check_cycles(entries: &BTreeMap<&str, &StageEntry>) -> Result<(), ConfigError
         return Ok(());
     };
     let all: Vec<&str> = left.iter().copied().collect();
-    let why = format!("none of {} can begin: they come after each other", all.join(", "));
+    let why = format!(
+        "none of {} can begin: they come after each other",
+        all.join(", ")
+    );
     Err(refuse(&key(entries[first], "after"), why))
 }
 
 /// The stages that an entry becomes: name and seed.
-fn repetitions(
-    group: &str,
-    entries: &BTreeMap<&str, &StageEntry>,
-) -> Vec<(String, Option<u64>)> {
+fn repetitions(group: &str, entries: &BTreeMap<&str, &StageEntry>) -> Vec<(String, Option<u64>)> {
     let entry = entries[group];
     let trained = entry.of.as_ref().map_or(entry, |of| entries[of.as_str()]);
     match trained.seeds.as_slice() {
@@ -272,7 +301,12 @@ fn stage(
         let same = all.iter().find(|(_, s)| *s == seed).or(all.first());
         same.map_or(group.to_owned(), |(name, _)| name.clone())
     };
-    let mut after: Vec<String> = entry.init_from.iter().chain(&entry.of).map(|n| twin(n)).collect();
+    let mut after: Vec<String> = entry
+        .init_from
+        .iter()
+        .chain(&entry.of)
+        .map(|n| twin(n))
+        .collect();
     for (other, _) in entry.after.iter().flat_map(|group| names(group)) {
         if !after.contains(&other) {
             after.push(other);

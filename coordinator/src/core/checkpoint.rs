@@ -97,7 +97,7 @@ impl Core {
         fx: &mut Vec<Effect>,
     ) -> BTreeMap<u64, Vec<u32>> {
         let last = step == self.stop_at;
-        let due = step.is_multiple_of(self.s.checkpoint.every_steps) || last;
+        let due = self.s.checkpoint.is_due(step, self.s.rhythm) || last;
         if !due || self.is_made(step) || !self.make_way(step, fx) {
             return BTreeMap::new();
         }

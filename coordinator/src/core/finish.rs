@@ -1,61 +1,27 @@
-//! Evaluation, export, the last checkpoint, and the end of the run.
+//! Export, the last checkpoint, and the end of the run.
 
 use super::*;
 
 impl Core {
-    /// The first state is judged before it is gone. Returns whether training may go on.
-    pub(super) fn evaluate_first(&mut self, fx: &mut Vec<Effect>) -> bool {
-        if !self.s.evaluates || self.committed > 0 || self.durable.evaluations.contains_key(&0) {
-            return true;
-        }
-        self.ask_evaluator(|step| down::Body::Evaluate(v1::Evaluate { step }), fx);
-        false
-    }
-
-    fn ask_evaluator(&mut self, ask: impl FnOnce(u64) -> down::Body, fx: &mut Vec<Effect>) {
-        if self.evaluator.is_none()
-            && let Some(first) = self.members.first().copied()
-        {
-            self.evaluator = Some(first);
-            self.send(first, ask(self.committed), fx);
-        }
-    }
-
-    pub(super) fn take_evaluated(
-        &mut self,
-        now: Millis,
-        id: u64,
-        evaluated: v1::Evaluated,
-        fx: &mut Vec<Effect>,
-    ) {
-        if self.evaluator != Some(id) {
-            return;
-        }
-        self.evaluator = None;
-        if !evaluated.error.is_empty() {
-            self.fail(format!("evaluation failed: {}", evaluated.error), fx);
-            return;
-        }
-        let step = evaluated.step;
-        self.durable.evaluations.insert(step, evaluated.clone());
-        fx.push(Effect::StoreEvaluation(evaluated.clone()));
-        if step == 0 {
-            // The first state is soon gone. Whoever leads after this entry has read its evaluation;
-            // who led no more when it was kept commits nothing behind it.
-            self.write_down(now, false, fx);
-        }
-        self.emit(|e| e.evaluated = Some(evaluated), fx);
-    }
-
     pub(super) fn take_exported(&mut self, id: u64, exported: v1::Exported, fx: &mut Vec<Effect>) {
-        if self.evaluator != Some(id) {
+        if self.exporter != Some(id) {
             return;
         }
-        self.evaluator = None;
+        self.exporter = None;
         if exported.error.is_empty() {
             self.exported = Some(exported);
         } else {
             self.fail(format!("the export failed: {}", exported.error), fx);
+        }
+    }
+
+    fn ask_exporter(&mut self, fx: &mut Vec<Effect>) {
+        if self.exporter.is_none()
+            && let Some(first) = self.members.first().copied()
+        {
+            self.exporter = Some(first);
+            let step = self.committed;
+            self.send(first, down::Body::Export(v1::Export { step }), fx);
         }
     }
 
@@ -77,9 +43,9 @@ impl Core {
             return;
         }
         if self.s.evaluates && !self.durable.evaluations.contains_key(&total) {
-            self.ask_evaluator(|step| down::Body::Evaluate(v1::Evaluate { step }), fx);
+            self.evaluate(fx);
         } else if self.exported.is_none() {
-            self.ask_evaluator(|step| down::Body::Export(v1::Export { step }), fx);
+            self.ask_exporter(fx);
         } else if self.durable.manifests.contains(&total) {
             self.end(true, "trained to the last step".into(), fx);
         } else {

@@ -53,7 +53,10 @@ impl Core {
         match copying {
             _ if !self.waiting_for.is_empty() => self.waiting_for.clone(),
             Some((id, _)) => format!("worker {id}, which copies the state"),
-            None => "the evaluation of the first state, or the store".into(),
+            None => match self.evaluation.workers().next() {
+                Some(id) => format!("worker {id}, which evaluates the state before it"),
+                None => "the store".into(),
+            },
         }
     }
 

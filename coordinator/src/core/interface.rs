@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use belfry_configs::Timeouts;
+use belfry_configs::{Rhythm, Timeouts};
 use belfry_proto::Schedule;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 
@@ -40,8 +40,10 @@ pub struct Settings {
     pub nodes_max: u32,
     /// Steps between lane audits; 0: none.
     pub audit_every: u64,
-    /// Whether the run evaluates.
+    /// Whether the run evaluates: its first state, its last, and those in between that `rhythm` says.
     pub evaluates: bool,
+    /// When it evaluates in between.
+    pub rhythm: Rhythm,
     /// How gradients are to be summed.
     pub links: LinkPolicy,
     /// Shards that the run may do without.

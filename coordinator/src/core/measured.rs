@@ -67,6 +67,11 @@ pub(super) struct Measured {
 }
 
 impl Measured {
+    /// The open step's time is not a step's alone: something else was waited for in it.
+    pub(super) fn came_between(&mut self) {
+        self.last_commit = None;
+    }
+
     /// Of the last commits; 0 before there are two.
     pub(super) fn steps_per_second(&self) -> f64 {
         let (Some(first), Some(last)) = (self.commits.front(), self.commits.back()) else {

@@ -242,9 +242,8 @@ impl Core {
 
     /// What was asked of a worker is asked of it no more.
     pub(super) fn take_back(&mut self, id: u64) {
-        if self.evaluator == Some(id) {
-            self.evaluator = None;
-        }
+        self.evaluation.forget(id);
+        self.exporter.take_if(|exporter| *exporter == id);
         self.held.forget(id);
         if let Phase::Loading { asked, digests, .. } = &mut self.phase {
             asked.remove(&id);

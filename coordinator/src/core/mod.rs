@@ -8,6 +8,7 @@
 mod audit;
 mod checkpoint;
 mod copies;
+mod evaluation;
 mod evidence;
 mod failure;
 mod finish;
@@ -40,6 +41,7 @@ use audit::LaneAudits;
 use checkpoint::{Closing, OpenCheckpoint};
 pub use checkpoint::{RECEIPTS_KEPT, without_lanes};
 use copies::Held;
+use evaluation::Evaluation;
 use evidence::{Distrust, Evidence};
 use hang::Told;
 pub use interface::{Durable, Effect, Event, Settings};
@@ -180,7 +182,8 @@ pub struct Core {
     groups: Vec<u32>,
     open_links: OpenLinks,
     link_record: LinkRecord,
-    evaluator: Option<u64>,
+    evaluation: Evaluation,
+    exporter: Option<u64>,
     exported: Option<v1::Exported>,
     checkpoint: Option<OpenCheckpoint>,
     /// Checkpoints whose manifests are being written, by step.
@@ -243,7 +246,8 @@ impl Core {
             groups: Vec::new(),
             open_links: OpenLinks::default(),
             link_record: LinkRecord::default(),
-            evaluator: None,
+            evaluation: Evaluation::default(),
+            exporter: None,
             exported: None,
             checkpoint: None,
             closing: BTreeMap::new(),
@@ -393,6 +397,7 @@ impl Core {
             up::Body::StateReady(ready) => self.state_ready(now, id, ready, fx),
             up::Body::PartStored(part) => self.part_stored(id, part, fx),
             up::Body::SnapshotHeld(held) => self.learn_snapshot(id, held, fx),
+            up::Body::ShareEvaluated(told) => self.take_share(told, fx),
             up::Body::Evaluated(evaluated) => self.take_evaluated(now, id, evaluated, fx),
             up::Body::Exported(exported) => self.take_exported(id, exported, fx),
             up::Body::LinkId(link_id) => self.take_link_id(now, id, link_id, fx),

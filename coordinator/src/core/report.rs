@@ -31,6 +31,7 @@ pub(super) fn name(body: &up::Body) -> &'static str {
         up::Body::SnapshotHeld(_) => "snapshot held",
         up::Body::LaneAudited(_) => "lane audited",
         up::Body::StateDigest(_) => "state digest",
+        up::Body::ShareEvaluated(_) => "share evaluated",
         up::Body::Evaluated(_) => "evaluated",
         up::Body::Exported(_) => "exported",
         up::Body::Leaving(_) => "leaving",

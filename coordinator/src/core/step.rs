@@ -18,7 +18,7 @@ impl Core {
             self.write_ahead(now, fx);
             self.tell_waiting(fx);
         }
-        if self.settle_trouble(now, fx) || self.settle_links(now, fx) || !self.evaluate_first(fx) {
+        if self.settle_trouble(now, fx) || self.settle_links(now, fx) || !self.evaluate_due(fx) {
             return;
         }
         let heard = std::mem::take(&mut self.heard_ready);

@@ -5,6 +5,7 @@ use super::*;
 mod audit;
 mod checkpoint;
 mod copies;
+mod evaluation;
 mod evidence;
 mod quarantine;
 mod receipt;
@@ -34,6 +35,7 @@ fn settings(workers: usize) -> Settings {
         nodes_max: 4,
         audit_every: 0,
         evaluates: false,
+        rhythm: belfry_configs::Rhythm::Never,
         links: LinkPolicy::Tcp,
         quarantine_shards_max: 2,
         horizon_steps: 64,

@@ -54,16 +54,23 @@ impl Scheduler {
     ) -> Result<u32, String> {
         let name = &report.agent;
         if name.is_empty() || name.len() > NAME_MAX {
-            return Err(format!("`{name}` names no agent: 1 to {NAME_MAX} characters do"));
+            return Err(format!(
+                "`{name}` names no agent: 1 to {NAME_MAX} characters do"
+            ));
         }
         if report.slots == 0 || report.slots > SLOTS_MAX {
-            return Err(format!("--slots {}: 1 to {SLOTS_MAX} are possible", report.slots));
+            return Err(format!(
+                "--slots {}: 1 to {SLOTS_MAX} are possible",
+                report.slots
+            ));
         }
         let known = self.queue.agents.iter().position(|a| a.name == *name);
         let number = match known {
             Some(number) => number,
             None if self.queue.agents.len() >= AGENTS_MAX => {
-                return Err(format!("{AGENTS_MAX} agents were heard, more cannot be numbered"));
+                return Err(format!(
+                    "{AGENTS_MAX} agents were heard, more cannot be numbered"
+                ));
             }
             None => {
                 self.queue.agents.push(KnownAgent { name: name.clone() });
@@ -80,7 +87,9 @@ impl Scheduler {
         }
         if !self.agents.contains_key(&number) {
             let slots = report.slots;
-            fx.push(Effect::Notice(format!("agent {name} is here with {slots} workers")));
+            fx.push(Effect::Notice(format!(
+                "agent {name} is here with {slots} workers"
+            )));
         }
         let agent = Agent {
             incarnation: report.incarnation,
@@ -121,7 +130,10 @@ impl Scheduler {
                 if live.slots.contains(&slot) {
                     live.gave_up.insert(slot, child.words);
                 }
-                let all = live.slots.iter().all(|slot| live.gave_up.contains_key(slot));
+                let all = live
+                    .slots
+                    .iter()
+                    .all(|slot| live.gave_up.contains_key(slot));
                 if all && let Some(why) = live.gave_up.values().next().cloned() {
                     self.failed(now, i, format!("every worker gave up: {why}"), fx);
                 }
@@ -193,7 +205,10 @@ impl Scheduler {
             live.coordinator = None;
             return;
         }
-        if live.coordinator.is_some_and(|agent| self.agents.contains_key(&agent)) {
+        if live
+            .coordinator
+            .is_some_and(|agent| self.agents.contains_key(&agent))
+        {
             return;
         }
         let count = |agent: u32| live.slots.iter().filter(|s| s.agent == agent).count();

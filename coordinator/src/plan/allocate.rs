@@ -128,10 +128,18 @@ mod tests {
         let of = |demands: &[Demand]| sizes(&allocate(&there, demands));
         assert_eq!(of(&[demand(0, 4, 4)]), [0], "four are not there");
         assert_eq!(of(&[demand(0, 2, 3), demand(0, 2, 3)]), [3, 0]);
-        assert_eq!(of(&[demand(0, 1, 3), demand(0, 1, 3)]), [2, 1], "equals share");
+        assert_eq!(
+            of(&[demand(0, 1, 3), demand(0, 1, 3)]),
+            [2, 1],
+            "equals share"
+        );
         assert_eq!(of(&[demand(0, 1, 3), demand(1, 1, 3)]), [0, 3]);
         assert_eq!(of(&[demand(0, 1, 3), demand(1, 1, 2)]), [1, 2]);
-        assert_eq!(of(&[demand(1, 4, 4), demand(0, 1, 3)]), [0, 3], "no idle workers");
+        assert_eq!(
+            of(&[demand(1, 4, 4), demand(0, 1, 3)]),
+            [0, 3],
+            "no idle workers"
+        );
     }
 
     #[test]

@@ -165,7 +165,9 @@ impl Scheduler {
     fn submit(&mut self, plan: Plan, fx: &mut Vec<Effect>) -> Result<(), String> {
         let total = self.queue.stages.len() + plan.stages.len();
         if total > STAGES_MAX {
-            return Err(format!("{total} stages would be queued; at most {STAGES_MAX} can be"));
+            return Err(format!(
+                "{total} stages would be queued; at most {STAGES_MAX} can be"
+            ));
         }
         if let Some(known) = plan.stages.iter().find(|s| self.place(&s.name).is_some()) {
             return Err(format!(
@@ -188,8 +190,16 @@ impl Scheduler {
 
     fn cancel(&mut self, stage: &str, fx: &mut Vec<Effect>) -> Result<(), String> {
         let Some(i) = self.place(stage) else {
-            let names: Vec<&str> = self.queue.stages.iter().map(|s| s.stage.name.as_str()).collect();
-            return Err(format!("no stage is called `{stage}`; there are {}", names.join(", ")));
+            let names: Vec<&str> = self
+                .queue
+                .stages
+                .iter()
+                .map(|s| s.stage.name.as_str())
+                .collect();
+            return Err(format!(
+                "no stage is called `{stage}`; there are {}",
+                names.join(", ")
+            ));
         };
         match &self.queue.stages[i].end {
             Some(End::Cancelled { .. }) => {}
@@ -211,7 +221,10 @@ impl Scheduler {
                 queued.failures = 0;
                 *live = Live::default();
                 self.dirty = true;
-                fx.push(Effect::Notice(format!("{}: is tried again", queued.stage.name)));
+                fx.push(Effect::Notice(format!(
+                    "{}: is tried again",
+                    queued.stage.name
+                )));
             }
         }
     }
@@ -282,12 +295,27 @@ impl Scheduler {
             };
             self.dirty = true;
             let follows = |q: &Queued| q.end.is_none() && q.stage.after.contains(&name);
-            let behind = self.queue.stages.iter().enumerate().filter(|(_, q)| follows(q));
+            let behind = self
+                .queue
+                .stages
+                .iter()
+                .enumerate()
+                .filter(|(_, q)| follows(q));
             let reason = format!("`{name}`, which it comes after, was {}", end.word());
             let behind = behind.filter_map(|(j, _)| match &end {
                 End::Done => None,
-                End::Failed { .. } => Some((j, End::Failed { reason: reason.replace("was ", "") })),
-                End::Cancelled { .. } => Some((j, End::Cancelled { reason: reason.clone() })),
+                End::Failed { .. } => Some((
+                    j,
+                    End::Failed {
+                        reason: reason.replace("was ", ""),
+                    },
+                )),
+                End::Cancelled { .. } => Some((
+                    j,
+                    End::Cancelled {
+                        reason: reason.clone(),
+                    },
+                )),
             });
             ending.extend(behind.collect::<Vec<_>>());
             self.queue.stages[i].end = Some(end);

@@ -89,7 +89,10 @@ pub fn describe(queued: &Queued) -> v1::StageStatus {
         priority: stage.priority,
         failures: queued.failures,
         retries: stage.retries,
-        why: queued.end.as_ref().map_or(String::new(), |e| e.reason().into()),
+        why: queued
+            .end
+            .as_ref()
+            .map_or(String::new(), |e| e.reason().into()),
         ..Default::default()
     }
 }

@@ -105,7 +105,10 @@ impl World {
                         }),
                     }),
                     Effect::Assign { assignment, .. } => {
-                        assert!(durable || self.journal == *self.core.queue(), "told before durable");
+                        assert!(
+                            durable || self.journal == *self.core.queue(),
+                            "told before durable"
+                        );
                         assigned = assignment;
                     }
                     Effect::Accept { .. } => assert!(durable || self.journal == *self.core.queue()),
@@ -147,7 +150,10 @@ impl World {
 
     /// The process of this role says how it ended, before its agent is told anything else.
     fn ends(&mut self, stage: &str, role: ChildRole, state: ChildState) {
-        let all = self.agents.values_mut().flat_map(|agent| &mut agent.children);
+        let all = self
+            .agents
+            .values_mut()
+            .flat_map(|agent| &mut agent.children);
         let mut of_role = all.filter(|c| c.stage == stage && c.role() == role);
         let child = of_role.next().expect("it runs");
         child.state = state.into();
@@ -186,7 +192,9 @@ fn stages_run_in_their_order_and_share_the_workers() {
     world.is("b", "waiting", 0);
     let coordinators = |world: &World| {
         let children = world.agents["host"].children.iter();
-        children.filter(|c| c.role() == ChildRole::Coordinator).count()
+        children
+            .filter(|c| c.role() == ChildRole::Coordinator)
+            .count()
     };
     assert_eq!(coordinators(&world), 1);
     world.ends("a", ChildRole::Coordinator, ChildState::Ended);
@@ -205,7 +213,12 @@ fn stages_run_in_their_order_and_share_the_workers() {
 
 #[test]
 fn a_failure_is_tried_again_and_takes_along_what_comes_after_it() {
-    let stages = vec![stage("a", &[]), stage("b", &["a"]), stage("c", &["b"]), stage("d", &[])];
+    let stages = vec![
+        stage("a", &[]),
+        stage("b", &["a"]),
+        stage("c", &["b"]),
+        stage("d", &[]),
+    ];
     let mut world = World::new(stages, &[("host", 2)]);
     world.ends("a", ChildRole::Coordinator, ChildState::GaveUp);
     assert_eq!(world.state("a").0, "ready", "{:?}", world.said);
@@ -219,7 +232,12 @@ fn a_failure_is_tried_again_and_takes_along_what_comes_after_it() {
         child.state = ChildState::GaveUp.into();
     }
     let kept = std::mem::replace(world.agents.get_mut("host").expect("is there"), old);
-    world.agents.get_mut("host").expect("is there").children.retain(|c| c.stage == "a");
+    world
+        .agents
+        .get_mut("host")
+        .expect("is there")
+        .children
+        .retain(|c| c.stage == "a");
     world.report("host");
     world.is("a", "running", 1);
     world.agents.insert("host".into(), kept);
@@ -254,7 +272,12 @@ fn one_worker_that_gives_up_is_no_failure_and_all_are() {
     world.report("host");
     let status = world.core.status(world.now);
     assert_eq!(status.stages[0].failures, 1);
-    assert!(status.stages[0].why.contains("every worker gave up: no device"), "{status:?}");
+    assert!(
+        status.stages[0]
+            .why
+            .contains("every worker gave up: no device"),
+        "{status:?}"
+    );
 }
 
 #[test]
@@ -301,7 +324,10 @@ fn an_agent_that_falls_silent_is_counted_out_and_one_that_starts_again_is_not() 
     let ids = |world: &mut World, name: &str| {
         let report = world.agents[name].clone();
         let (assignment, _) = world.apply(Event::Report { request: 0, report });
-        let orders = assignment.orders.iter().filter(|o| o.role() == ChildRole::Worker);
+        let orders = assignment
+            .orders
+            .iter()
+            .filter(|o| o.role() == ChildRole::Worker);
         orders.map(|o| o.worker_id).collect::<Vec<_>>()
     };
     assert_eq!(ids(&mut world, "one"), [0, 1], "ids last");
@@ -318,7 +344,11 @@ fn an_agent_that_falls_silent_is_counted_out_and_one_that_starts_again_is_not() 
 fn a_higher_priority_takes_workers_and_gives_them_back() {
     let mut world = World::new(vec![stage("a", &[])], &[("host", 3)]);
     let mut urgent = stage("b", &[]);
-    (urgent.priority, urgent.min_workers, urgent.preferred_workers) = (5, 2, 2);
+    (
+        urgent.priority,
+        urgent.min_workers,
+        urgent.preferred_workers,
+    ) = (5, 2, 2);
     world.submit(vec![urgent]).expect("is taken");
     world.pass(0);
     world.is("a", "running", 1);
@@ -337,28 +367,44 @@ fn a_higher_priority_takes_workers_and_gives_them_back() {
 #[test]
 fn what_is_asked_is_refused_by_name_or_done() {
     let mut world = World::new(vec![stage("a", &[]), stage("b", &["a"])], &[("host", 1)]);
-    let told = world.submit(vec![stage("c", &[]), stage("a", &[])]).expect_err("is there");
-    assert!(told.contains("a stage `a` is in the queue already"), "{told}");
+    let told = world
+        .submit(vec![stage("c", &[]), stage("a", &[])])
+        .expect_err("is there");
+    assert!(
+        told.contains("a stage `a` is in the queue already"),
+        "{told}"
+    );
     assert_eq!(world.core.queue().stages.len(), 2, "all of a plan or none");
     let cancel = |world: &mut World, stage: &str| {
         let stage = stage.to_owned();
         world.apply(Event::Cancel { request: 0, stage }).1
     };
     let told = cancel(&mut world, "x").expect_err("is not there");
-    assert!(told.contains("no stage is called `x`; there are a, b"), "{told}");
+    assert!(
+        told.contains("no stage is called `x`; there are a, b"),
+        "{told}"
+    );
     cancel(&mut world, "a").expect("is cancelled");
     cancel(&mut world, "a").expect("again harms nothing");
     world.pass(0);
     world.is("a", "cancelled", 0);
     world.is("b", "cancelled", 0);
-    assert!(world.agents["host"].children.is_empty(), "its processes leave");
+    assert!(
+        world.agents["host"].children.is_empty(),
+        "its processes leave"
+    );
     assert_eq!(world.ended, 1);
     let nobody = v1::AgentReport {
         agent: "big".into(),
         slots: SLOTS_MAX + 1,
         ..Default::default()
     };
-    let told = world.apply(Event::Report { request: 0, report: nobody }).1;
+    let told = world
+        .apply(Event::Report {
+            request: 0,
+            report: nobody,
+        })
+        .1;
     assert!(told.expect_err("too many").contains("--slots 65"));
 }
 
@@ -377,7 +423,11 @@ fn an_evaluation_takes_one_worker_and_leaves_its_figures() {
     let mut world = World::new(vec![stage("a", &[]), eval], &[("host", 2)]);
     world.ends("a", ChildRole::Coordinator, ChildState::Ended);
     world.is("e", "running", 1);
-    assert_eq!(world.agents["host"].children.len(), 1, "it has no coordinator");
+    assert_eq!(
+        world.agents["host"].children.len(),
+        1,
+        "it has no coordinator"
+    );
     world.ends("e", ChildRole::Evaluation, ChildState::Ended);
     world.is("e", "done", 0);
 }

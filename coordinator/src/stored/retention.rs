@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use belfry_configs::Checkpoint;
+use belfry_configs::{Checkpoint, figures};
 use belfry_proto::{objective, v1};
 
 /// The steps of `usable` that are kept: the last `keep_last` (0: all), every multiple of
@@ -23,45 +23,41 @@ pub fn kept(
         kept.extend(usable.iter().filter(multiple));
     }
     if let Some(best) = &settings.keep_best {
-        let judged = usable.iter().filter_map(|step| {
-            let score = score(evaluations.get(step)?, best.metric);
-            (!score.is_nan()).then_some((score, *step))
-        });
-        let mut judged: Vec<(f64, u64)> = judged.collect();
-        // Of equals the newer.
-        judged.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
-        kept.extend(
-            judged
-                .iter()
-                .take(best.count as usize)
-                .map(|(_, step)| step),
-        );
+        let judged = best_first(usable, &best.metric, evaluations);
+        kept.extend(judged.into_iter().take(best.count as usize));
     }
     kept
 }
 
-/// Greater is better; an evaluation without the figure has no score.
-fn score(evaluated: &v1::Evaluated, metric: belfry_configs::Metric) -> f64 {
-    use belfry_configs::Metric;
-    let (name, sign) = match metric {
-        Metric::MlmLoss => ("mlm_loss", -1.0),
-        Metric::MlmAccuracy => ("mlm_accuracy", 1.0),
-        Metric::ItmLoss => ("itm_loss", -1.0),
-        Metric::ItmAccuracy => ("itm_accuracy", 1.0),
-    };
-    objective::figure(evaluated, name).map_or(f64::NAN, |value| sign * value)
+/// Those of `usable` that an evaluation gives the figure `metric`, the best first; of equals the
+/// newer.
+pub fn best_first(
+    usable: &BTreeSet<u64>,
+    metric: &str,
+    evaluations: &BTreeMap<u64, v1::Evaluated>,
+) -> Vec<u64> {
+    let judged = usable.iter().filter_map(|step| {
+        let value = objective::figure(evaluations.get(step)?, metric)?;
+        (!value.is_nan()).then(|| (figures::score(metric, value), *step))
+    });
+    let mut judged: Vec<(f64, u64)> = judged.collect();
+    judged.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
+    judged.into_iter().map(|(_, step)| step).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use belfry_configs::{KeepBest, Metric};
+    use belfry_configs::KeepBest;
 
-    fn settings(keep_last: u32, keep_every_steps: u64, best: Option<(u32, Metric)>) -> Checkpoint {
+    fn settings(keep_last: u32, keep_every_steps: u64, best: Option<(u32, &str)>) -> Checkpoint {
         Checkpoint {
             keep_last,
             keep_every_steps,
-            keep_best: best.map(|(count, metric)| KeepBest { count, metric }),
+            keep_best: best.map(|(count, metric)| KeepBest {
+                count,
+                metric: metric.into(),
+            }),
             ..Checkpoint::default()
         }
     }
@@ -101,14 +97,10 @@ mod tests {
         assert_eq!(kept_of(&all, &settings(9, 0, None)), all);
         assert_eq!(kept_of(&all, &settings(1, 20, None)), [20, 40, 50]);
         let best = |count, metric| kept_of(&all, &settings(1, 0, Some((count, metric))));
+        assert_eq!(best(1, "itm_accuracy"), [20, 50], "the newer of equals");
+        assert_eq!(best(2, "itm_accuracy"), [10, 20, 50]);
         assert_eq!(
-            best(1, Metric::ItmAccuracy),
-            [20, 50],
-            "the newer of equals"
-        );
-        assert_eq!(best(2, Metric::ItmAccuracy), [10, 20, 50]);
-        assert_eq!(
-            best(2, Metric::MlmLoss),
+            best(2, "mlm_loss"),
             [10, 30, 50],
             "no loss that is no number"
         );

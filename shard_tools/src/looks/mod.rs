@@ -6,7 +6,7 @@ pub mod diff;
 pub mod index;
 pub mod info;
 pub mod ls;
-mod pixels;
+pub(crate) mod pixels;
 pub mod sample;
 mod sheet;
 pub mod stats;

@@ -1,4 +1,4 @@
-//! An image's size and its colours, to look at: nothing here trains.
+//! An image's size and its colours, to look at and to measure: no picture that trains comes from here.
 
 use std::io::Cursor;
 
@@ -27,7 +27,7 @@ pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
 ///
 /// # Errors
 /// A reason.
-pub(super) fn rgb(bytes: &[u8]) -> Result<RgbImage, String> {
+pub(crate) fn rgb(bytes: &[u8]) -> Result<RgbImage, String> {
     if jpeg::is(bytes) {
         let picture = check::whole_jpeg(bytes)?;
         let (width, height) = (picture.width as u32, picture.height as u32);

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::formats::{
-    Input, dataset, downloads, folder, img2dataset, karpathy, nlvr2, snli_ve, visual_genome, vqav2,
-    webdataset,
+    Input, dataset, downloads, folder, img2dataset, karpathy, nlvr2, pixels, snli_ve,
+    visual_genome, vqav2, webdataset,
 };
 use super::{Catalog, MaxBad, PackOptions, Packed, by_kind, engine, journal};
 use crate::check::Check;
 use crate::error::ShardError;
+use crate::pair::Contents;
 use crate::store::Root;
 
 /// How the input is laid out.
@@ -39,6 +40,14 @@ pub enum Format {
     SnliVe,
     /// NLVR2: train.json, dev.json, test1.json beside images/train, dev and test1
     Nlvr2,
+    /// A folder as above: captions behind words that its pixels allow
+    PixelsCaptions,
+    /// A folder as above: questions that its pixels answer
+    PixelsVqa,
+    /// A folder as above: hypotheses that its pixels decide
+    PixelsSnliVe,
+    /// A folder as above: statements that compare two images by their pixels
+    PixelsNlvr2,
 }
 
 impl Format {
@@ -50,10 +59,12 @@ impl Format {
 
     /// Whether it has neither splits nor annotation files.
     fn tars_or_folder(self) -> bool {
-        matches!(
+        let tars = matches!(self, Format::Webdataset | Format::Img2dataset);
+        let pixels = matches!(
             self,
-            Format::Folder | Format::Webdataset | Format::Img2dataset
-        )
+            Format::PixelsCaptions | Format::PixelsVqa | Format::PixelsSnliVe | Format::PixelsNlvr2
+        );
+        tars || pixels || self == Format::Folder
     }
 }
 
@@ -74,7 +85,8 @@ Examples:
   pack --format vqav2 coco s3://ours/vqa --split train
   pack --format vqav2 coco s3://ours/vqa-test --split test --answers answers.json
   pack --format snli-ve snli s3://ours/snli --split dev
-  pack --format nlvr2 nlvr2 s3://ours/nlvr2 --split test1";
+  pack --format nlvr2 nlvr2 s3://ours/nlvr2 --split test1
+  pack --format pixels-vqa data/stamps packed/questions";
 
 const MIX_EXAMPLE: &str = "\
 Example:
@@ -239,6 +251,7 @@ impl PackArguments {
             images: self.images.clone(),
             answers: self.answers.clone(),
         };
+        let of_pixels = |contents| pixels::catalog(&input.folder, None, contents);
         match self.format {
             Format::Folder => folder::catalog(&input.folder, None),
             Format::Webdataset => {
@@ -257,6 +270,10 @@ impl PackArguments {
             Format::Vqav2 => vqav2::catalog(&input),
             Format::SnliVe => snli_ve::catalog(&input),
             Format::Nlvr2 => nlvr2::catalog(&input),
+            Format::PixelsCaptions => of_pixels(Contents::Captions),
+            Format::PixelsVqa => of_pixels(Contents::Vqa),
+            Format::PixelsSnliVe => of_pixels(Contents::SnliVe),
+            Format::PixelsNlvr2 => of_pixels(Contents::Nlvr2),
         }
     }
 }

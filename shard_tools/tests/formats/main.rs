@@ -4,5 +4,6 @@
 mod captions;
 mod fixture;
 mod golden;
+mod pixels;
 mod tars;
 mod tasks;

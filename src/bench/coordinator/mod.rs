@@ -7,7 +7,7 @@ mod sessions;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
-use belfry_configs::Timeouts;
+use belfry_configs::{Rhythm, Timeouts};
 use belfry_coordinator::core::{LinkPolicy, Settings};
 use clap::Args;
 
@@ -72,6 +72,7 @@ fn settings(workers: u64, lanes: u32) -> Settings {
         nodes_max: 4,
         audit_every: 0,
         evaluates: false,
+        rhythm: Rhythm::Never,
         links: LinkPolicy::Tcp,
         quarantine_shards_max: 0,
         horizon_steps: 64,

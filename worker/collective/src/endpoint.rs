@@ -1,7 +1,7 @@
 //! The process's listener and the connections of the current generation.
 //!
 //! Each ordered pair of members has one connection, dialled by the one that writes, greeted with
-//! run, generation and rank, and kept while the generation lasts. What belongs to an older
+//! run, generation and number, and kept while the generation lasts. What belongs to an older
 //! generation or to another run is refused and counted; what belongs to a newer one waits, unread,
 //! until this member gets there.
 
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -22,6 +23,7 @@ use crate::alive::ask_whether_reachable;
 use crate::error::CollectiveError;
 use crate::exchange::{LinkFuture, PeerLinks, Reusable, exchange};
 use crate::frame::{BoxLink, Frame, Header, Kind, encode, read_frame};
+use crate::gather::{Gather, gather};
 use crate::plan::{Reduce, Reduced};
 use crate::state_copy::{self, Copied, Published, StateSource};
 
@@ -29,6 +31,12 @@ use crate::state_copy::{self, Copied, Published, StateSource};
 const VISITORS_MAX: usize = 1024;
 /// Greeted connections that may wait for their exchange.
 const WAITING_MAX: usize = 4096;
+
+/// Links are numbered by rank, from here on for sums,
+const SUM_LINKS: usize = 0;
+/// and from here on for gathering: members that also have links between devices sum in groups of
+/// other ranks, so both have links of their own. Far above any number of members.
+const GATHER_LINKS: usize = 1 << 20;
 
 /// Time and size limits.
 #[derive(Clone, Debug)]
@@ -79,9 +87,9 @@ struct Pool {
     generation: u64,
     /// Generations up to this one failed or were given up here.
     over: Option<u64>,
-    /// By rank, of the current generation.
+    /// By number, of the current generation.
     outgoing: BTreeMap<usize, BoxLink>,
-    /// By generation and rank.
+    /// By generation and number.
     incoming: BTreeMap<(u64, usize), BoxLink>,
 }
 
@@ -213,13 +221,11 @@ impl Endpoint {
             generation,
             ended_well: false,
         };
-        let request = Arc::new(request);
-        let peers = (0..request.members.len()).filter(|rank| *rank != request.rank);
-        let links = peers
-            .map(|rank| (rank, self.links(&request, rank)))
-            .collect();
+        let addresses = request.members.iter().map(|m| m.addr);
+        let place = (generation, request.step, request.rank);
+        let links = self.all_links(place, addresses, SUM_LINKS);
         let (run_id, limits) = (self.shared.run_id, self.shared.limits());
-        let exchanged = exchange(request, run_id, limits, links).await;
+        let exchanged = exchange(Arc::new(request), run_id, limits, links).await;
         let (reduced, reusable) = match exchanged {
             Ok(exchanged) => exchanged,
             Err(error) => {
@@ -229,8 +235,42 @@ impl Endpoint {
             }
         };
         fence.ended_well = true;
-        self.keep(generation, reusable);
+        self.keep(generation, reusable, SUM_LINKS);
         Ok(reduced)
+    }
+
+    /// Takes part in the gathering of all lanes' blocks; all of them by lane are given back. Fenced
+    /// as [`Endpoint::all_reduce`], whose generation it shares: if one fails, both are over.
+    ///
+    /// # Errors
+    /// [`CollectiveError`], naming the peer where one is to blame.
+    pub async fn gather(
+        self: &Arc<Self>,
+        request: Gather,
+    ) -> Result<BTreeMap<u32, Bytes>, CollectiveError> {
+        request.check()?;
+        let generation = request.generation;
+        self.shared.pool().open(generation)?;
+        self.shared.changed();
+        let mut fence = Fence {
+            shared: &self.shared,
+            generation,
+            ended_well: false,
+        };
+        let addresses = request.members.iter().map(|m| m.addr);
+        let place = (generation, request.step, request.rank);
+        let links = self.all_links(place, addresses, GATHER_LINKS);
+        let (run_id, limits) = (self.shared.run_id, self.shared.limits());
+        let (blocks, reusable) = match gather(Arc::new(request), run_id, limits, links).await {
+            Ok(gathered) => gathered,
+            Err(error) => {
+                drop(fence);
+                return Err(self.blame(error, generation).await);
+            }
+        };
+        fence.ended_well = true;
+        self.keep(generation, reusable, GATHER_LINKS);
+        Ok(blocks)
     }
 
     /// What peers may copy from now on.
@@ -265,11 +305,23 @@ impl Endpoint {
         state_copy::copy(sources, run_id, limits, step, (tensors, len), arrived).await
     }
 
-    fn links(&self, request: &Arc<Reduce>, rank: usize) -> PeerLinks {
-        let (generation, addr) = (request.generation, request.members[rank].addr);
-        let kept = self.shared.pool().outgoing.remove(&rank);
-        let mut hello = Header::new(Kind::Hello, self.shared.run_id, generation, request.step);
-        hello.bucket = request.rank as u32;
+    /// Links with all peers of the member at `(generation, step, rank)`, by rank.
+    fn all_links(
+        &self,
+        (generation, step, rank): (u64, u64, usize),
+        addresses: impl Iterator<Item = SocketAddr>,
+        first: usize,
+    ) -> BTreeMap<usize, PeerLinks> {
+        let peers = addresses.enumerate().filter(|(peer, _)| *peer != rank);
+        let mut hello = Header::new(Kind::Hello, self.shared.run_id, generation, step);
+        hello.bucket = (first + rank) as u32;
+        peers
+            .map(|(peer, addr)| (peer, self.links(hello, (peer, addr), first)))
+            .collect()
+    }
+
+    fn links(&self, hello: Header, (rank, addr): (usize, SocketAddr), first: usize) -> PeerLinks {
+        let kept = self.shared.pool().outgoing.remove(&(first + rank));
         let limit = self.shared.limits().connect_timeout;
         let outgoing: LinkFuture = match kept {
             Some(link) => Box::pin(async move { Ok(link) }),
@@ -278,7 +330,8 @@ impl Endpoint {
                 dialled.map_err(|source| CollectiveError::PeerLost { rank, addr, source })
             }),
         };
-        let incoming = Box::pin(wait_for(Arc::clone(&self.shared), generation, rank));
+        let from = (hello.generation, first + rank);
+        let incoming = Box::pin(wait_for(Arc::clone(&self.shared), from));
         PeerLinks { outgoing, incoming }
     }
 
@@ -309,13 +362,15 @@ impl Endpoint {
         }
     }
 
-    fn keep(&self, generation: u64, reusable: Reusable) {
+    fn keep(&self, generation: u64, reusable: Reusable, first: usize) {
         let mut pool = self.shared.pool();
         if pool.generation == generation && !pool.is_over(generation) {
-            pool.outgoing = reusable.outgoing;
+            let outgoing = reusable.outgoing.into_iter();
+            pool.outgoing
+                .extend(outgoing.map(|(rank, link)| (first + rank, link)));
             let incoming = reusable.incoming.into_iter();
             pool.incoming
-                .extend(incoming.map(|(rank, link)| ((generation, rank), link)));
+                .extend(incoming.map(|(rank, link)| ((generation, first + rank), link)));
         }
     }
 }
@@ -334,17 +389,16 @@ pub(crate) async fn dial(addr: SocketAddr, hello: Header, limit: Duration) -> io
     Ok(Box::new(stream))
 }
 
-/// Waits until `rank` has dialled this endpoint for `generation`.
+/// Waits until this endpoint was dialled under a number for `generation`.
 async fn wait_for(
     shared: Arc<Shared>,
-    generation: u64,
-    rank: usize,
+    (generation, number): (u64, usize),
 ) -> Result<BoxLink, CollectiveError> {
     let mut changes = shared.changes.subscribe();
     loop {
         {
             let mut pool = shared.pool();
-            if let Some(link) = pool.incoming.remove(&(generation, rank)) {
+            if let Some(link) = pool.incoming.remove(&(generation, number)) {
                 return Ok(link);
             }
             if pool.is_over(generation) {

@@ -8,12 +8,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use belfry_proto::LaneRange;
 use belfry_proto::lanes::root;
@@ -21,7 +17,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::digest::{digest_of, hash_floats};
@@ -29,9 +25,8 @@ use crate::endpoint::Limits;
 use crate::error::CollectiveError;
 use crate::floats::Length;
 use crate::fold::tree_sum;
-use crate::frame::{
-    BoxLink, Frame, HEADER_BYTES, Header, Kind, ReadError, encode, floats, read_frame,
-};
+use crate::frame::{BoxLink, Frame, Header, Kind, encode, floats};
+use crate::peer::Peer;
 use crate::plan::{Reduce, Reduced};
 
 /// Open buckets per owner: enough to keep all links busy while one is combined.
@@ -61,18 +56,6 @@ pub struct Reusable {
     pub outgoing: BTreeMap<usize, BoxLink>,
     /// By rank.
     pub incoming: BTreeMap<usize, BoxLink>,
-}
-
-/// The peer of a task, and the exchange it serves.
-#[derive(Clone)]
-struct Peer {
-    rank: usize,
-    addr: SocketAddr,
-    run_id: u64,
-    request: Arc<Reduce>,
-    limits: Limits,
-    /// Set by the first frame of this exchange: before it the peer may still be computing.
-    begun: Arc<AtomicBool>,
 }
 
 enum Ended {
@@ -116,21 +99,15 @@ pub async fn exchange(
                 "a link to rank {rank}, no member"
             )));
         };
-        let begun = Arc::new(AtomicBool::new(false));
-        let request = Arc::clone(&request);
-        let peer = Peer {
-            rank,
-            addr,
-            run_id,
-            request,
-            limits: limits.clone(),
-            begun,
-        };
+        let at = (run_id, request.generation, request.step);
+        let peer = Peer::new(rank, addr, at, limits.clone());
         // All sums of this owner fit, so the loop never waits for a slow peer.
         let (outbox, sums) = mpsc::channel(sum_frames.max(1));
         outboxes.insert(rank, outbox);
-        tasks.spawn(write(peer.clone(), links.outgoing, sums));
-        tasks.spawn(read(peer, links.incoming, inbox.clone(), gate.clone()));
+        let own = Arc::clone(&request);
+        tasks.spawn(write((peer.clone(), own), links.outgoing, sums));
+        let incoming = (links.incoming, request.members.len());
+        tasks.spawn(read(peer, incoming, inbox.clone(), gate.clone()));
     }
     drop(inbox);
     let mut owner = Owner::new(Arc::clone(&request), run_id, frames_max, outboxes, oldest);
@@ -397,209 +374,70 @@ impl Owner {
     }
 }
 
-impl Peer {
-    fn lost(&self, source: io::Error) -> CollectiveError {
-        CollectiveError::PeerLost {
-            rank: self.rank,
-            addr: self.addr,
-            source,
-        }
-    }
-
-    fn silent(&self, limit: Duration) -> CollectiveError {
-        let seconds = limit.as_secs_f64();
-        CollectiveError::PeerSilent {
-            rank: self.rank,
-            addr: self.addr,
-            seconds,
-        }
-    }
-
-    fn broken(&self, error: ReadError) -> CollectiveError {
-        let (rank, addr) = (self.rank, self.addr);
-        match error {
-            ReadError::Io(source) => self.lost(source),
-            ReadError::Corrupt {
-                bucket,
-                offset,
-                reason,
-            } => CollectiveError::Corrupt {
-                rank,
-                addr,
-                bucket,
-                offset,
-                reason,
-            },
-        }
-    }
-
-    fn header(&self, kind: Kind) -> Header {
-        Header::new(
-            kind,
-            self.run_id,
-            self.request.generation,
-            self.request.step,
-        )
-    }
-
-    /// What an acceptor's answer to a greeting means.
-    fn refused(&self, header: Header) -> CollectiveError {
-        let (rank, addr) = (self.rank, self.addr);
-        if header.run_id != self.run_id {
-            return CollectiveError::OtherRun {
-                rank,
-                addr,
-                theirs: header.run_id,
-            };
-        }
-        let generation = self.request.generation;
-        CollectiveError::StaleGeneration {
-            rank,
-            addr,
-            generation,
-            held: header.generation,
-        }
-    }
-
-    /// Checks that a frame belongs to this exchange.
-    fn check(&self, header: Header) -> Result<(), CollectiveError> {
-        let (rank, addr) = (self.rank, self.addr);
-        let r = &self.request;
-        let ours = (self.run_id, r.generation, r.step);
-        let theirs = (header.run_id, header.generation, header.step);
-        if ours == theirs {
-            return Ok(());
-        }
-        let reason = format!("(run, generation, step) is {theirs:?}, not {ours:?}");
-        Err(CollectiveError::Unexpected { rank, addr, reason })
-    }
-}
-
 /// Writes everything that the peer needs, while watching for its refusal or end.
 async fn write(
-    peer: Peer,
+    (peer, request): (Peer, Arc<Reduce>),
     outgoing: LinkFuture,
     mut sums: mpsc::Receiver<Bytes>,
 ) -> Result<Ended, CollectiveError> {
-    let link = outgoing.await?;
-    let (mut reader, mut writer) = tokio::io::split(link);
-    let bytes = tokio::select! {
-        // What the peer answers says more than the write that fails because of it.
-        biased;
-        answer = read_frame(&mut reader, 0) => {
-            return Err(match answer {
-                Ok(frame) => peer.refused(frame.header),
-                Err(error) => peer.broken(error),
-            });
-        }
-        written = write_all(&peer, &mut writer, &mut sums) => written?,
-    };
-    Ok(Ended::Wrote {
-        rank: peer.rank,
-        link: reader.unsplit(writer),
-        bytes,
-    })
+    let (mut reader, mut writer) = tokio::io::split(outgoing.await?);
+    let writing = write_all(&peer, &request, &mut writer, &mut sums);
+    let bytes = peer.watching(&mut reader, writing).await?;
+    let (rank, link) = (peer.rank, reader.unsplit(writer));
+    Ok(Ended::Wrote { rank, link, bytes })
 }
 
 async fn write_all(
     peer: &Peer,
+    request: &Reduce,
     writer: &mut (impl AsyncWrite + Unpin),
     sums: &mut mpsc::Receiver<Bytes>,
 ) -> Result<u64, CollectiveError> {
-    let mut bytes = send(peer, writer, &encode(peer.header(Kind::Alive), &[])).await?;
-    let request = &peer.request;
+    let mut bytes = peer.say(writer, Kind::Alive).await?;
     let chunk_floats = frame_floats(&peer.limits);
     for bucket in request.owned(peer.rank) {
         for node in &request.members[request.rank].nodes {
             let mut header = peer.header(Kind::Part);
             (header.bucket, header.node) = (bucket as u32, *node);
             for chunk in request.partials[node][request.bounds(bucket)].chunks(chunk_floats) {
-                bytes += send(peer, writer, &encode(header, chunk)).await?;
+                bytes += peer.send(writer, &encode(header, chunk)).await?;
                 header.offset += chunk.len() as u64;
                 if let Ok(sum) = sums.try_recv() {
-                    bytes += send(peer, writer, &sum).await?;
+                    bytes += peer.send(writer, &sum).await?;
                 }
             }
         }
     }
     loop {
         match timeout(peer.limits.silence_timeout / ALIVE_PER_SILENCE, sums.recv()).await {
-            Ok(Some(sum)) => bytes += send(peer, writer, &sum).await?,
+            Ok(Some(sum)) => bytes += peer.send(writer, &sum).await?,
             Ok(None) => break,
-            Err(_) => bytes += send(peer, writer, &encode(peer.header(Kind::Alive), &[])).await?,
+            Err(_) => bytes += peer.say(writer, Kind::Alive).await?,
         }
     }
-    bytes += send(peer, writer, &encode(peer.header(Kind::Done), &[])).await?;
+    bytes += peer.say(writer, Kind::Done).await?;
     writer.flush().await.map_err(|e| peer.lost(e))?;
     Ok(bytes)
-}
-
-/// Writes one frame. A peer that has not begun yet may leave it lying for longer.
-async fn send(
-    peer: &Peer,
-    writer: &mut (impl AsyncWrite + Unpin),
-    frame: &[u8],
-) -> Result<u64, CollectiveError> {
-    let began = Instant::now();
-    let written = writer.write_all(frame);
-    tokio::pin!(written);
-    loop {
-        match timeout(peer.limits.silence_timeout, &mut written).await {
-            Ok(result) => {
-                return result
-                    .map(|()| frame.len() as u64)
-                    .map_err(|e| peer.lost(e));
-            }
-            Err(_) if peer.begun.load(Ordering::Acquire) => {
-                return Err(peer.silent(peer.limits.silence_timeout));
-            }
-            Err(_) if began.elapsed() > peer.limits.start_timeout => {
-                return Err(peer.silent(peer.limits.start_timeout));
-            }
-            Err(_) => {}
-        }
-    }
 }
 
 /// Reads until the peer says that it is done.
 async fn read(
     peer: Peer,
-    incoming: LinkFuture,
+    (incoming, members): (LinkFuture, usize),
     inbox: mpsc::Sender<(usize, Frame)>,
     mut gate: watch::Receiver<usize>,
 ) -> Result<Ended, CollectiveError> {
-    let start_timeout = peer.limits.start_timeout;
-    let opened = timeout(start_timeout, incoming).await;
-    let mut link = opened.map_err(|_| peer.silent(start_timeout))??;
-    let (mut limit, mut bytes) = (start_timeout, 0);
-    let members = peer.request.members.len();
-    loop {
-        let frame = timeout(limit, read_frame(&mut link, peer.limits.frame_bytes_max)).await;
-        let frame = frame
-            .map_err(|_| peer.silent(limit))?
-            .map_err(|e| peer.broken(e))?;
-        peer.check(frame.header)?;
-        peer.begun.store(true, Ordering::Release);
-        limit = peer.limits.silence_timeout;
-        bytes += (HEADER_BYTES + frame.payload.len()) as u64;
-        match frame.header.kind {
-            Kind::Alive => continue,
-            Kind::Done => {
-                return Ok(Ended::Read {
-                    rank: peer.rank,
-                    link,
-                    bytes,
-                });
-            }
-            Kind::Part => {
-                let index = frame.header.bucket as usize / members;
-                let near = |oldest: &usize| index < oldest.saturating_add(BUCKETS_AHEAD);
-                let open = gate.wait_for(near).await.map(|_| ());
-                open.map_err(|_| CollectiveError::Internal("the exchange is gone".into()))?;
-            }
-            _ => {}
+    let mut reader = peer.reader(incoming).await?;
+    while let Some(frame) = reader.next().await? {
+        if frame.header.kind == Kind::Part {
+            let index = frame.header.bucket as usize / members;
+            let near = |oldest: &usize| index < oldest.saturating_add(BUCKETS_AHEAD);
+            let open = gate.wait_for(near).await.map(|_| ());
+            open.map_err(|_| CollectiveError::Internal("the exchange is gone".into()))?;
         }
         let sent = inbox.send((peer.rank, frame)).await;
         sent.map_err(|_| CollectiveError::Internal("the exchange is gone".into()))?;
     }
+    let (rank, (link, bytes)) = (peer.rank, reader.finish());
+    Ok(Ended::Read { rank, link, bytes })
 }

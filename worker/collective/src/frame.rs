@@ -42,6 +42,8 @@ pub enum Kind {
     StateChunk = 8,
     /// The asked step is not here.
     StateGone = 9,
+    /// A slice of a lane's block: `bucket` is the lane.
+    Block = 11,
     /// Asks for the digests of all slices of a state; the answer has them, 16 bytes each.
     StateDigests = 10,
 }
@@ -60,6 +62,7 @@ impl Kind {
             StateChunk,
             StateGone,
             StateDigests,
+            Block,
         ];
         all.into_iter().find(|kind| *kind as u32 == value)
     }
@@ -76,11 +79,11 @@ pub struct Header {
     pub generation: u64,
     /// The open step.
     pub step: u64,
-    /// Bucket, tensor or rank.
+    /// Bucket, tensor, lane or rank.
     pub bucket: u32,
     /// Tree node of a part.
     pub node: LaneRange,
-    /// In floats, from the start of the bucket or tensor.
+    /// In floats, from the start of the bucket, tensor or block.
     pub offset: u64,
     /// Payload bytes; set by [`encode`].
     pub bytes: u32,

@@ -69,6 +69,18 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// A text would be cut, where that is not wanted.
+    #[error(
+        "`{text}` has {tokens} tokens, and the model reads {text_len} (data.text_len); shorten it"
+    )]
+    TooLong {
+        /// The text.
+        text: String,
+        /// With its beginning and end.
+        tokens: usize,
+        /// Of the run.
+        text_len: usize,
+    },
     /// A setting does not fit the data.
     #[error("{key}: {reason}")]
     Setting {

@@ -21,7 +21,7 @@ pub use identity::{DatasetIdentity, found, identities, pairs_digest};
 pub use image::{clip_transform, transform};
 pub use mask::Masking;
 pub use order::{Dataset, FalsePair, Nth, PairRef, Sequence, Tail, contents_of};
-pub use plane::{DataPlane, Split, WARM_STEPS};
+pub use plane::{About, DataPlane, EvaluatedTexts, Split, WARM_STEPS, answers};
 pub use quarantine::{Quarantine, ShardRef};
 pub use replay::{EpochReport, NAMED_MAX, Replay, Replayed};
 pub use text::{Special, Text};

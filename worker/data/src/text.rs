@@ -155,6 +155,24 @@ impl Text {
         Some(goes_on)
     }
 
+    /// As [`Text::ids`], and refuses a text that would be cut.
+    ///
+    /// # Errors
+    /// [`DataError::TooLong`], [`DataError::Tokenizer`].
+    pub fn whole(&self, text: &str) -> Result<Vec<i32>, DataError> {
+        let encoded = self.tokenizer.encode_fast(text, false);
+        let encoded = encoded.map_err(|e| self.wrong(format!("`{text}`: {e}")))?;
+        let tokens = encoded.get_ids().len() + 2;
+        if tokens > self.text_len {
+            return Err(DataError::TooLong {
+                text: text.to_owned(),
+                tokens,
+                text_len: self.text_len,
+            });
+        }
+        self.ids(text)
+    }
+
     /// `<s> … </s>` or `[CLS] … [SEP]`, truncated and padded to the text length, as `transformers`
     /// does with `padding="max_length", truncation=True`.
     ///
@@ -226,6 +244,14 @@ mod tests {
         let long = text.ids("Hello world, this is a long caption");
         let long = long.expect("encodes");
         assert_eq!((long.len(), long[0], long[5]), (6, 0, 2));
+        let short = text.whole("Hello world");
+        assert_eq!(short.expect("fits"), [0, 31414, 232, 2, 1, 1]);
+        let cut = text.whole("Hello world, this is long");
+        let cut = cut.expect_err("would be cut").to_string();
+        assert!(
+            cut.contains("8 tokens") && cut.contains("data.text_len"),
+            "{cut}"
+        );
         let told = |refused: Result<Text, DataError>| refused.err().expect("refused").to_string();
         assert!(told(Text::open(&file, 6, 1000)).contains("model.text.vocab: 1000 rows"));
         assert!(told(Text::open(&file, 1, 50265)).contains("data.text_len"));

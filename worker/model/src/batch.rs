@@ -167,12 +167,8 @@ impl ClassifyBatch {
         images: usize,
         classes: usize,
     ) -> Result<(), ModelError> {
+        self.check_inputs(sizes, images)?;
         let rows = self.rows();
-        sizes.check_texts(rows, self.text_len, &self.ids, &self.text_mask)?;
-        expect("batch.images per text", images, self.images.len())?;
-        for images in &self.images {
-            sizes.check_images("batch.images", rows, images)?;
-        }
         match &self.labels {
             Labels::Classes(labels) => {
                 expect("batch.labels", rows, labels.len())?;
@@ -180,6 +176,17 @@ impl ClassifyBatch {
             }
             Labels::Scores(scores) => expect("batch.labels", rows * classes, scores.len()),
         }
+    }
+
+    /// The same without labels.
+    pub(crate) fn check_inputs(&self, sizes: &BatchSizes, images: usize) -> Result<(), ModelError> {
+        let rows = self.rows();
+        sizes.check_texts(rows, self.text_len, &self.ids, &self.text_mask)?;
+        expect("batch.images per text", images, self.images.len())?;
+        for images in &self.images {
+            sizes.check_images("batch.images", rows, images)?;
+        }
+        Ok(())
     }
 }
 

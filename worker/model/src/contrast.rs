@@ -129,17 +129,7 @@ impl Contrast {
                     *weight = 0.0;
                 }
             }
-            if weights.iter().all(|w| *w == 0.0) {
-                weights.iter_mut().for_each(|w| *w += LAST_RESORT);
-            }
-            let total: f64 = weights.iter().sum();
-            let mut left = f64::from(key.uniform(row as u64)) * total;
-            let stop = |weight: &f64| {
-                left -= weight;
-                left < 0.0
-            };
-            let last = weights.iter().rposition(|w| *w > 0.0).unwrap_or(0);
-            candidates.start + weights.iter().position(stop).unwrap_or(last)
+            candidates.start + draw_place(weights, key.uniform(row as u64))
         };
         self.logits[side]
             .chunks(places)
@@ -149,12 +139,27 @@ impl Contrast {
     }
 }
 
+/// A place drawn by its weight; where no weight is left, any place. `uniform` lies in [0, 1).
+pub(crate) fn draw_place(mut weights: Vec<f64>, uniform: f32) -> usize {
+    if weights.iter().all(|w| *w == 0.0) {
+        weights.iter_mut().for_each(|w| *w += LAST_RESORT);
+    }
+    let total: f64 = weights.iter().sum();
+    let mut left = f64::from(uniform) * total;
+    let stop = |weight: &f64| {
+        left -= weight;
+        left < 0.0
+    };
+    let last = weights.iter().rposition(|w| *w > 0.0).unwrap_or(0);
+    weights.iter().position(stop).unwrap_or(last)
+}
+
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
     products.sum()
 }
 
-fn add_scaled(sum: &mut [f64], terms: &[f32], scale: f64) {
+pub(crate) fn add_scaled(sum: &mut [f64], terms: &[f32], scale: f64) {
     for (sum, term) in sum.iter_mut().zip(terms) {
         *sum += scale * f64::from(*term);
     }

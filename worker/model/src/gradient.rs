@@ -260,7 +260,12 @@ impl DeviceSum {
 /// No element is ever added to by two threads: rows of one id are added in pairs of neighbours, then
 /// the sums in pairs, as the host arranges, so the order of additions depends on the ids alone. That
 /// takes as many rounds as the binary logarithm of the most frequent id's count.
-fn scattered(rows: Tensor<2>, ids: &[i32], skip: Option<i32>, count: usize) -> Option<Tensor<2>> {
+pub(crate) fn scattered(
+    rows: Tensor<2>,
+    ids: &[i32],
+    skip: Option<i32>,
+    count: usize,
+) -> Option<Tensor<2>> {
     let mut by_id: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
     for (row, id) in ids.iter().enumerate().filter(|(_, id)| Some(**id) != skip) {
         by_id.entry(*id).or_default().push(row);
@@ -296,7 +301,8 @@ fn with_row_of_zeros(rows: Tensor<2>) -> Tensor<2> {
     Tensor::cat(vec![rows, zeros], 0)
 }
 
-fn select(rows: &Tensor<2>, places: &[usize]) -> Tensor<2> {
+/// Rows by their places, in this order, any number of times.
+pub(crate) fn select(rows: &Tensor<2>, places: &[usize]) -> Tensor<2> {
     let indices: Vec<i32> = places.iter().map(|place| *place as i32).collect();
     let indices = TensorData::new(indices, [places.len()]);
     let indices = Tensor::<1, Int>::from_data(indices, &rows.device());

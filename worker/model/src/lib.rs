@@ -21,11 +21,14 @@ mod exact_product;
 pub mod floor;
 #[cfg(feature = "cubecl")]
 mod fused;
+mod gathered;
+mod gathered_pass;
 mod gradient;
 mod group;
 mod heads;
 mod image_tower;
 mod inspect;
+mod judge;
 mod layers;
 #[cfg(feature = "cuda")]
 mod lend;
@@ -50,6 +53,7 @@ mod text_tower;
 mod tower;
 mod transform;
 mod weights;
+mod whole_batch;
 mod words;
 
 pub use batch::{
@@ -60,9 +64,11 @@ pub use burn::tensor::Device;
 pub use classify::ClassifyReports;
 pub use draws::Draws;
 pub use error::ModelError;
+pub use gathered::GatheredBatch;
 pub use gradient::{DeviceSum, Gradient, GradientSum, Target};
 pub use group::{Alone, Group, GroupError, add_rows};
 pub use inspect::{Inspection, Modality, Part, SimilarityRow, Source, WeightRow};
+pub use judge::{RowJudgement, best, judge_rows};
 #[cfg(feature = "cuda")]
 pub use lend::Lent;
 pub use normal::fill_normal;
@@ -70,7 +76,8 @@ pub use params::{ParamEntry, ParamTable};
 pub use pass::{Record, Trace};
 pub use positions::resize_positions;
 pub use pretrain::PretrainReports;
-pub use rank::{EncodedImages, EncodedTexts, similarities};
+pub use rank::{EncodedImages, EncodedTexts, HostExperts, similarities, similarity};
 pub use retrieve::{Company, Negatives};
 pub use tower::ManagerTower;
 pub use weights::{Weights, on_host};
+pub use whole_batch::{ContrastSlopes, HardNegatives, WholeBatch};

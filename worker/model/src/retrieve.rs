@@ -22,7 +22,7 @@ use crate::weights::Weights;
 use crate::words::Words;
 
 /// The pass that predicts masked words, where there is one.
-const MLM: u64 = 0;
+pub(crate) const MLM: u64 = 0;
 
 /// One hard negative per row.
 #[derive(Clone, Copy, Debug)]
@@ -96,13 +96,20 @@ impl ManagerTower {
         Ok((report, trace))
     }
 
-    /// Brings the temperature back between its bounds. The authors do this in place before every
-    /// forward pass; here weights do not change in a pass, so it belongs behind every update.
-    /// Models without a contrastive loss have nothing to do.
+    /// The place of the temperature in the flat parameters and the bounds between which every update
+    /// brings it back; the authors do this in place before every forward pass, and here weights do
+    /// not change in a pass. `None` of a model without a contrastive loss.
+    pub fn bounded_temperature(&self) -> Option<(usize, [f32; 2])> {
+        let Heads::Contrast { itc, .. } = &self.heads else {
+            return None;
+        };
+        let place = self.table().offset(itc.temperature);
+        Some((place, TEMPERATURE_BOUNDS))
+    }
+
+    /// Brings the temperature back between its bounds.
     pub fn clamp_temperature(&self, params: &mut [f32]) {
-        if let Heads::Contrast { itc, .. } = &self.heads {
-            let [low, high] = TEMPERATURE_BOUNDS;
-            let offset = self.table().offset(itc.temperature);
+        if let Some((offset, [low, high])) = self.bounded_temperature() {
             params[offset] = params[offset].clamp(low, high);
         }
     }
@@ -162,7 +169,7 @@ impl ManagerTower {
     }
 
     /// The MLM pass of contrastive pre-training.
-    fn masked_words<'a>(
+    pub(crate) fn masked_words<'a>(
         &'a self,
         mut pass: Pass<'a>,
         head: &MlmHead,

@@ -53,6 +53,8 @@ pub(crate) struct Sizes {
     /// Elements per row of a text and of an image manager's noise.
     pub noise_lens: [usize; 2],
     pub global_negatives: bool,
+    /// Width of a contrastive feature.
+    pub contrastive: usize,
     /// The lowest text layer that is looked at.
     text_first: usize,
 }
@@ -134,6 +136,7 @@ impl ManagerTower {
                 noise(experts[1], grid * grid + 1),
             ],
             global_negatives: model.head.global_negatives,
+            contrastive: model.head.contrastive_hidden as usize,
             text_first: (model.text.layers - text_view.looked_at(model)) as usize,
         };
         Ok(ManagerTower {

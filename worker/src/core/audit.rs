@@ -107,7 +107,7 @@ impl Core {
         };
         let under_way = self.in_flight.as_ref().is_some_and(|f| {
             let now = self.quarantine_at(f.step);
-            f.step == attempt.step && f.attempt == Some(number) && f.quarantine == now
+            f.step == attempt.step && f.of == Of::Audit(number) && f.quarantine == now
         });
         if let Some(digest) = self.audited.found.get(&number) {
             effects.push(self.told(attempt, Ok(*digest), 0.0));
@@ -148,12 +148,14 @@ impl Core {
                 step,
                 lane,
                 quarantine: quarantine.clone(),
-                attempt: Some(number),
+                round: self.features.round(),
+                of: Of::Audit(number),
             });
             effects.push(Effect::Compute {
                 step,
                 lane,
                 quarantine,
+                features: self.features.gathered(),
             });
         }
     }
@@ -170,9 +172,10 @@ impl Core {
         if outdated || !here || !self.audited.is(flight.step, flight.lane) {
             return;
         }
-        let attempt = flight
-            .attempt
-            .and_then(|number| self.audited.attempt(number));
+        let attempt = match flight.of {
+            Of::Audit(number) => self.audited.attempt(number),
+            Of::Features | Of::Gradient => None,
+        };
         match (attempt, computed) {
             (Some(attempt), Ok((gradient, seconds))) => effects.push(Effect::DigestLane {
                 attempt,

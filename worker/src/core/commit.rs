@@ -35,6 +35,9 @@ impl Core {
             if !self.has(Planted::KeepsPartials) {
                 self.partials.clear();
             }
+            if !self.has(Planted::KeepsFeatures) {
+                self.features.clear();
+            }
             effects.push(Effect::Apply {
                 step: pending.step,
                 sum: pending.sum,

@@ -20,9 +20,7 @@ impl Core {
         else {
             return;
         };
-        if self.phase == Phase::Reducing {
-            effects.push(Effect::AbortReduce);
-        }
+        self.leave_exchange(effects);
         self.generation = m.generation;
         self.take_quarantine(&m.quarantine, effects);
         if m.recompute && m.step == self.applied {
@@ -86,6 +84,7 @@ impl Core {
     /// Nothing that was computed of the open step counts.
     fn begin_step_anew(&mut self, effects: &mut Vec<Effect>) {
         self.partials.clear();
+        self.features.clear();
         self.audited.clear();
         self.pending = None;
         self.compute_seconds = 0.0;

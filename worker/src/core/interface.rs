@@ -8,8 +8,9 @@ use belfry_data::Quarantine;
 use belfry_model::Gradient;
 use belfry_proto::v1::{self, coordinator_message as down, worker_message as up};
 use belfry_proto::{Digest, LaneRange};
+use bytes::Bytes;
 
-use super::{Attempt, Linked};
+use super::{Attempt, Features, Gathering, Linked};
 
 /// What is constant for the process.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct Identity {
     pub data_address: String,
     /// Lanes of the run.
     pub lanes: u32,
+    /// Whether a lane's gradient needs every lane's features first.
+    pub gathers: bool,
     /// Where this worker computes.
     pub device: v1::Device,
     /// What it trains and validates on.
@@ -41,6 +44,19 @@ pub enum Event {
     LinkDown,
     /// The coordinator said something.
     Message(down::Body),
+    /// A lane's features are there.
+    FeaturesDone {
+        step: u64,
+        lane: u32,
+        features: Bytes,
+        seconds: f64,
+    },
+    /// The gathering of this generation finished.
+    Gathered {
+        generation: u64,
+        step: u64,
+        features: Features,
+    },
     /// A lane's gradient is there, or will be: a device may still be computing it.
     LaneDone {
         step: u64,
@@ -78,7 +94,7 @@ pub enum Event {
         late: LateReports,
         digests: Digests,
     },
-    /// The all-reduce of this generation failed on these ranks.
+    /// The gathering or the all-reduce of this generation failed on these ranks.
     ReduceFailed {
         generation: u64,
         step: u64,
@@ -157,11 +173,23 @@ pub enum Effect {
     Send(up::Body),
     /// Drop the session and connect again.
     Reconnect,
+    /// Compute one lane's features at the present state, without these shards; answered by
+    /// [`Event::FeaturesDone`].
+    ComputeFeatures {
+        step: u64,
+        lane: u32,
+        quarantine: Quarantine,
+    },
+    /// Start the gathering of this generation; a running exchange is dropped. Answered by
+    /// [`Event::Gathered`].
+    Gather(Gathering),
     /// Compute one lane's gradient at the present state, without these shards.
     Compute {
         step: u64,
         lane: u32,
         quarantine: Quarantine,
+        /// Of all lanes, where the gradient needs them.
+        features: Option<Arc<Features>>,
     },
     /// Take the digest of an audited lane's gradient, off the loop; answered by
     /// [`Event::LaneDigest`].
@@ -191,7 +219,7 @@ pub enum Effect {
     MakeId { generation: u64 },
     /// Start the all-reduce of this generation; a running one is dropped.
     Reduce(Exchange),
-    /// Drop a running all-reduce.
+    /// Drop a running gathering or all-reduce.
     AbortReduce,
     /// Apply the reduced gradient; copy the state afterwards for these checkpoint parts.
     Apply {
@@ -208,8 +236,8 @@ pub enum Effect {
     Copy { step: u64, sources: Vec<String> },
     /// Store these checkpoint parts of the present state.
     StoreParts { step: u64, parts: Vec<u32> },
-    /// Evaluate the present state.
-    Evaluate { step: u64 },
+    /// Evaluate the present state: a share, or the figures.
+    Evaluate(v1::Evaluate),
     /// Export the present state.
     Export { step: u64 },
     /// End the process.

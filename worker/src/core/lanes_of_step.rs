@@ -12,17 +12,21 @@ impl Core {
 
     fn proceed_with_lanes(&mut self, effects: &mut Vec<Effect>) {
         let Some(m) = &self.membership else { return };
-        let before = matches!(self.phase, Phase::Idle | Phase::Computing | Phase::Linking);
-        if m.step != self.applied || !before {
+        let before = matches!(
+            self.phase,
+            Phase::Idle | Phase::Featuring | Phase::Computing | Phase::Linking
+        );
+        if m.step != self.applied || !before || !self.has_features(effects) {
             return;
         }
+        let Some(m) = &self.membership else { return };
         let missing = self.partials.missing(&m.nodes_now);
         if let Some(&lane) = missing.first() {
             self.phase = Phase::Computing;
             if self.in_flight.is_none() {
                 let step = self.applied;
                 let quarantine = self.quarantine_at(step);
-                if self.lanes_done == 0 && missing.len() > 1 {
+                if self.lanes_done == 0 && missing.len() > 1 && !self.me.gathers {
                     effects.push(Effect::Prefetch {
                         step,
                         lanes: missing[1..].to_vec(),
@@ -33,12 +37,14 @@ impl Core {
                     step,
                     lane,
                     quarantine: quarantine.clone(),
-                    attempt: None,
+                    round: self.features.round(),
+                    of: Of::Gradient,
                 });
                 effects.push(Effect::Compute {
                     step,
                     lane,
                     quarantine,
+                    features: self.features.gathered(),
                 });
             }
             return;
@@ -48,17 +54,11 @@ impl Core {
                 self.phase = Phase::Linking;
                 return;
             };
-            let members = m.members.iter();
             let exchange = Exchange {
                 generation: m.generation,
                 step: self.applied,
                 rank: m.rank,
-                members: members
-                    .map(|w| {
-                        let nodes = w.nodes_now.iter().map(|n| (*n).into()).collect();
-                        (w.data_address.clone(), nodes)
-                    })
-                    .collect(),
+                members: m.addresses(),
                 partials,
                 links,
             };
@@ -115,7 +115,8 @@ impl Core {
     }
 
     fn take_audit(&mut self, (step, lane): (u64, u32)) -> Option<InFlight> {
-        let is_it = |f: &mut InFlight| f.attempt.is_some() && (f.step, f.lane) == (step, lane);
+        let is_it =
+            |f: &mut InFlight| matches!(f.of, Of::Audit(_)) && (f.step, f.lane) == (step, lane);
         self.in_flight.take_if(is_it)
     }
 
@@ -133,7 +134,8 @@ impl Core {
             self.proceed(effects);
             return;
         }
-        if !self.landed(step, lane) {
+        let features = self.take_features(step, lane);
+        if !features.unwrap_or_else(|| self.landed(step, lane)) {
             self.proceed(effects);
             return;
         }
@@ -149,14 +151,20 @@ impl Core {
     /// Takes the lane in flight; says whether what comes of it is wanted: it is missing, and it was
     /// computed without the shards that its step does without.
     fn landed(&mut self, step: u64, lane: u32) -> bool {
-        let is_it = |f: &mut InFlight| (f.step, f.lane) == (step, lane);
+        let is_it = |f: &mut InFlight| f.of == Of::Gradient && (f.step, f.lane) == (step, lane);
         let computed = self.in_flight.take_if(is_it);
-        let now = self.quarantine_at(step);
-        let outdated = computed.is_some_and(|f| f.quarantine != now);
+        let outdated = computed.is_some_and(|f| !self.is_current(&f));
         let here = self.has_state() && step == self.applied && self.phase != Phase::Applying;
         let Some(m) = &self.membership else {
             return false;
         };
         here && !outdated && self.partials.missing(&m.nodes_now).contains(&lane)
+    }
+
+    /// Whether a lane is computed without the shards that its step does without, and from features
+    /// that count.
+    pub(super) fn is_current(&self, flight: &InFlight) -> bool {
+        let anew = self.me.gathers && flight.round != self.features.round();
+        flight.quarantine == self.quarantine_at(flight.step) && !anew
     }
 }

@@ -20,6 +20,7 @@ use crate::partials::Partials;
 
 mod audit;
 mod commit;
+mod features;
 mod generation;
 mod interface;
 mod lanes_of_step;
@@ -28,6 +29,7 @@ mod planted;
 
 pub use audit::Attempt;
 use audit::Audited;
+pub use features::{Features, Gathering};
 pub use interface::{Copied, Digests, Effect, Event, Exchange, Identity, LateReports};
 pub use links::Linked;
 use links::Links;
@@ -57,6 +59,18 @@ struct Membership {
     links: Links,
 }
 
+impl Membership {
+    /// Addresses and nodes by rank.
+    fn addresses(&self) -> Vec<(String, Vec<LaneRange>)> {
+        let members = self.members.iter();
+        let of = |member: &v1::Member| {
+            let nodes = member.nodes_now.iter().map(|n| (*n).into()).collect();
+            (member.data_address.clone(), nodes)
+        };
+        members.map(of).collect()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// No state, or none that counts.
@@ -65,6 +79,10 @@ enum Phase {
     Acquiring(u64),
     /// State is there; no generation asks for anything.
     Idle,
+    /// Features of lanes are being computed: everybody's are needed before any gradient.
+    Featuring,
+    /// All own lanes' features are there; everybody's are being gathered.
+    Gathering,
     /// Lanes are being computed.
     Computing,
     /// All lanes are done; the id of the device links is awaited.
@@ -83,8 +101,20 @@ struct InFlight {
     step: u64,
     lane: u32,
     quarantine: Quarantine,
-    /// Of an audit: it is hashed and dropped.
-    attempt: Option<u32>,
+    /// Of the features that it is computed from, or is to have.
+    round: u64,
+    of: Of,
+}
+
+/// What of a lane is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    /// Its features.
+    Features,
+    /// Its gradient.
+    Gradient,
+    /// Its gradient for this attempt of an audit: it is hashed and dropped.
+    Audit(u32),
 }
 
 /// The worker's side of the step transaction.
@@ -99,6 +129,8 @@ pub struct Core {
     pending: Option<Pending>,
     membership: Option<Membership>,
     partials: Partials,
+    /// Of the open step, where gradients need everybody's.
+    features: features::Known,
     in_flight: Option<InFlight>,
     /// The open step's audit, as far as it is this worker's.
     audited: Audited,
@@ -135,6 +167,7 @@ impl Core {
             applied_digest: None,
             pending: None,
             membership: None,
+            features: features::Known::default(),
             in_flight: None,
             audited: Audited::default(),
             next_audit: None,
@@ -157,6 +190,8 @@ impl Core {
         let phase = match self.phase {
             Phase::Empty | Phase::Idle => "idle",
             Phase::Acquiring(_) => "acquiring state",
+            Phase::Featuring => "computing features",
+            Phase::Gathering => "gathering",
             Phase::Computing => "computing",
             Phase::Linking => "linking",
             Phase::Reducing => "reducing",
@@ -190,6 +225,17 @@ impl Core {
                 self.deferred.clear();
             }
             Event::Message(body) => self.message(body, &mut effects),
+            Event::FeaturesDone {
+                step,
+                lane,
+                features,
+                seconds,
+            } => self.features_done((step, lane), features, seconds, &mut effects),
+            Event::Gathered {
+                generation,
+                step,
+                features,
+            } => self.gathered(generation, step, features, &mut effects),
             Event::LaneDone {
                 step,
                 report,
@@ -238,7 +284,7 @@ impl Core {
                 ranks,
                 detail,
             } => {
-                if self.exchanging(generation, step) {
+                if self.exchanging(generation, step) || self.is_gathering(generation, step) {
                     // The coordinator answers with a new generation.
                     effects.push(Effect::Send(up::Body::PeerTrouble(v1::PeerTrouble {
                         generation,
@@ -378,7 +424,7 @@ impl Core {
                 effects.push(Effect::StoreParts { step, parts });
             }
             down::Body::Evaluate(m) if self.holds(m.step) => {
-                effects.push(Effect::Evaluate { step: m.step });
+                effects.push(Effect::Evaluate(m));
             }
             down::Body::Export(m) if self.holds(m.step) => {
                 effects.push(Effect::Export { step: m.step });
@@ -403,15 +449,21 @@ impl Core {
 
     fn begin_acquiring(&mut self, step: u64, request: u64, effects: &mut Vec<Effect>) {
         self.request = request;
-        if self.phase == Phase::Reducing {
-            effects.push(Effect::AbortReduce);
-        }
+        self.leave_exchange(effects);
         self.phase = Phase::Acquiring(step);
         self.membership = None;
         self.pending = None;
         self.applied_digest = None;
         self.partials.clear();
+        self.features.clear();
         self.audited.clear();
+    }
+
+    /// Leaves the gathering or the all-reduce that is under way.
+    fn leave_exchange(&self, effects: &mut Vec<Effect>) {
+        if matches!(self.phase, Phase::Gathering | Phase::Reducing) {
+            effects.push(Effect::AbortReduce);
+        }
     }
 
     fn state_ready(

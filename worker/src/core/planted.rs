@@ -8,6 +8,8 @@ use super::Core;
 pub enum Planted {
     /// Gradients are kept when their step was applied.
     KeepsPartials,
+    /// Features are kept when their step was applied.
+    KeepsFeatures,
     /// The outcome of an earlier exchange counts.
     TakesOldSums,
     /// What was computed before a quarantine is kept under it.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn worker() -> Core {
+pub(super) fn worker() -> Core {
     Core::new(Identity {
         run_id: "run".into(),
         worker_id: 7,
@@ -10,12 +10,13 @@ fn worker() -> Core {
         fingerprint: "cpu".into(),
         data_address: "127.0.0.1:1".into(),
         lanes: 4,
+        gathers: false,
         device: v1::Device::default(),
         data: Vec::new(),
     })
 }
 
-fn member(worker_id: u64, now: &[(u32, u32)], next: (u32, u32)) -> v1::Member {
+pub(super) fn member(worker_id: u64, now: &[(u32, u32)], next: (u32, u32)) -> v1::Member {
     let node = |&(start, end): &(u32, u32)| v1::Node { start, end };
     v1::Member {
         worker_id,
@@ -27,7 +28,7 @@ fn member(worker_id: u64, now: &[(u32, u32)], next: (u32, u32)) -> v1::Member {
     }
 }
 
-fn generation(generation: u64, step: u64, members: Vec<v1::Member>) -> Event {
+pub(super) fn generation(generation: u64, step: u64, members: Vec<v1::Member>) -> Event {
     Event::Message(down::Body::OpenGeneration(v1::OpenGeneration {
         term: 1,
         generation,
@@ -37,7 +38,7 @@ fn generation(generation: u64, step: u64, members: Vec<v1::Member>) -> Event {
     }))
 }
 
-fn commit(generation: u64, step: u64, digest: u128) -> Event {
+pub(super) fn commit(generation: u64, step: u64, digest: u128) -> Event {
     Event::Message(down::Body::Commit(v1::Commit {
         term: 1,
         generation,
@@ -51,7 +52,7 @@ fn commit(generation: u64, step: u64, digest: u128) -> Event {
     }))
 }
 
-fn reduced(generation: u64, step: u64, digest: u128) -> Event {
+pub(super) fn reduced(generation: u64, step: u64, digest: u128) -> Event {
     Event::Reduced {
         generation,
         step,
@@ -63,7 +64,7 @@ fn reduced(generation: u64, step: u64, digest: u128) -> Event {
     }
 }
 
-fn loaded() -> Core {
+pub(super) fn loaded() -> Core {
     let mut core = worker();
     let load = v1::LoadState {
         term: 1,
@@ -81,7 +82,7 @@ fn loaded() -> Core {
 }
 
 /// Answers compute effects until the exchange starts; returns the lanes computed.
-fn compute_all(core: &mut Core, mut effects: Vec<Effect>) -> Vec<u32> {
+pub(super) fn compute_all(core: &mut Core, mut effects: Vec<Effect>) -> Vec<u32> {
     let mut computed = Vec::new();
     while let Some((step, lane)) = effects.iter().find_map(|e| match e {
         Effect::Compute { step, lane, .. } => Some((*step, *lane)),
@@ -431,7 +432,10 @@ fn a_hello_waits_for_the_update_that_is_being_applied() {
 #[test]
 fn what_is_asked_of_a_state_that_is_gone_begins_a_new_session() {
     let mut core = loaded();
-    let evaluate = down::Body::Evaluate(v1::Evaluate { step: 5 });
+    let evaluate = down::Body::Evaluate(v1::Evaluate {
+        step: 5,
+        ..Default::default()
+    });
     let effects = core.apply(Event::Message(evaluate));
     assert!(matches!(effects[..], [Effect::Reconnect]), "{effects:?}");
     let mut empty = worker();
@@ -540,7 +544,7 @@ fn a_later_rank_makes_no_id_and_a_host_alone_needs_none() {
     assert!(exchange(&effects).expect("begins").links.is_none());
 }
 
-fn lost(shard: u32, from_step: u64) -> v1::Shard {
+pub(super) fn lost(shard: u32, from_step: u64) -> v1::Shard {
     v1::Shard {
         shard,
         from_step,
@@ -548,7 +552,7 @@ fn lost(shard: u32, from_step: u64) -> v1::Shard {
     }
 }
 
-fn without(number: u64, step: u64, shards: &[v1::Shard]) -> Event {
+pub(super) fn without(number: u64, step: u64, shards: &[v1::Shard]) -> Event {
     let Event::Message(down::Body::OpenGeneration(mut open)) =
         generation(number, step, vec![member(7, &[(0, 4)], (0, 4))])
     else {

@@ -16,6 +16,22 @@ pub struct RetrievalRows {
 }
 
 impl RetrievalRows {
+    /// One micro-batch.
+    pub fn new(batch: HostBatch) -> Self {
+        RetrievalRows {
+            images: batch.image_ids,
+            batch: RetrievalBatch {
+                pairs: batch.pairs,
+                text_len: batch.text_len,
+                ids: batch.ids,
+                text_mask: floats(&batch.text_mask).collect(),
+                images: batch.images,
+                masked_ids: batch.masked_ids,
+                mlm_labels: batch.mlm_labels,
+            },
+        }
+    }
+
     /// The rows as a group of their own.
     pub fn alone(&self) -> Alone {
         Alone::new(self.images.clone())
@@ -94,22 +110,6 @@ fn add_targets(labels: &mut Labels, targets: Targets) {
             }
         }
         (Labels::Scores(_), Targets::Classes(_)) => unreachable!("a task has one kind of target"),
-    }
-}
-
-/// One micro-batch of a contrastive task.
-pub fn retrieval(batch: HostBatch) -> RetrievalRows {
-    RetrievalRows {
-        images: batch.image_ids,
-        batch: RetrievalBatch {
-            pairs: batch.pairs,
-            text_len: batch.text_len,
-            ids: batch.ids,
-            text_mask: floats(&batch.text_mask).collect(),
-            images: batch.images,
-            masked_ids: batch.masked_ids,
-            mlm_labels: batch.mlm_labels,
-        },
     }
 }
 

@@ -10,12 +10,11 @@ use belfry_data::HostBatch;
 use belfry_model::{
     ClassifyBatch, Draws, ManagerTower, ModelError, PretrainBatch, Target, Weights,
 };
-use belfry_proto::v1;
 
 mod batches;
 mod report;
 
-use batches::RetrievalRows;
+pub use batches::RetrievalRows;
 pub use report::Reports;
 
 /// Micro-batches that go through the model together.
@@ -48,7 +47,7 @@ impl DeviceBatch {
             Task::SnliVe => DeviceBatch::Classify("snli_ve", batches::classify(batches)),
             Task::Nlvr2 => DeviceBatch::Classify("nlvr2", batches::classify(batches)),
             Task::PretrainItc | Task::Retrieval => {
-                DeviceBatch::Contrast(batches.map(batches::retrieval).collect())
+                DeviceBatch::Contrast(batches.map(RetrievalRows::new).collect())
             }
         }
     }
@@ -88,36 +87,5 @@ impl DeviceBatch {
                 Ok(Reports::Contrast { words, reports })
             }
         }
-    }
-
-    /// Adds every micro-batch, without gradient, dropout or noise, to `sums`, in order. Hard
-    /// negatives are drawn with `negatives`.
-    ///
-    /// # Errors
-    /// [`ModelError`] if model or batch do not fit.
-    pub fn evaluate(
-        &self,
-        tower: &ManagerTower,
-        weights: &Weights,
-        negatives: Key,
-        sums: &mut Vec<v1::ObjectiveSum>,
-    ) -> Result<(), ModelError> {
-        match self {
-            DeviceBatch::Pretrain(batch) => {
-                report::add_pretrain(sums, &tower.pretrain_evaluate(weights, batch)?);
-            }
-            DeviceBatch::Classify(name, batch) => {
-                report::add_classify(sums, name, &tower.classify_evaluate(weights, batch)?);
-            }
-            DeviceBatch::Contrast(all) => {
-                for rows in all {
-                    let mut group = rows.alone();
-                    let company = batches::company(&mut group, negatives);
-                    let one = tower.retrieve_evaluate(weights, &rows.batch, company)?;
-                    report::add_contrast(sums, tower.predicts_words(), &[one]);
-                }
-            }
-        }
-        Ok(())
     }
 }

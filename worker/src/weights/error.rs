@@ -146,6 +146,15 @@ pub enum WeightsError {
         /// The first few.
         list: String,
     },
+    /// A run whose checkpoint nobody has chosen.
+    #[error(
+        "init.run: no checkpoint of {run} is chosen yet; that is done once for all workers: start with \
+         `belfry run`, or give this process the run.toml of the run's root"
+    )]
+    Unpinned {
+        /// As written.
+        run: String,
+    },
     /// A prefix that no parameter has.
     #[error("init.fresh: no parameter's name begins with `{prefix}`")]
     FreshPrefix {

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::error::WeightsError;
 use super::pickle::Element;
 use super::source::Source;
-use super::{plain, torch};
+use super::{plain, run, torch};
 
 /// First bytes of a zip archive, and of PyTorch's format before it (a pickled magic number). As a
 /// safetensors header's length the second would be beyond what that format allows; one byte less
@@ -32,12 +32,14 @@ pub(crate) struct TensorFile {
     pub tensors: BTreeMap<String, Stored>,
     /// Keys that hold no tensor, and what they hold.
     pub others: BTreeMap<String, String>,
-    data: Data,
+    pub(super) data: Data,
 }
 
-enum Data {
+/// Where the numbers are.
+pub(super) enum Data {
     Safetensors(plain::Reader),
     Torch(Box<torch::Reader>),
+    Run(run::Parameters),
 }
 
 impl TensorFile {
@@ -89,6 +91,7 @@ impl TensorFile {
         let bytes = match &mut self.data {
             Data::Safetensors(reader) => reader.read(key)?,
             Data::Torch(reader) => reader.read(key)?,
+            Data::Run(parameters) => parameters[key].clone(),
         };
         Ok(floats(element, &bytes))
     }

@@ -2,7 +2,8 @@
 //!
 //! Stands before the walk of a sample begins: a run's first state is fresh numbers, over which the
 //! files of `[init]` are laid in their order. In the order of that way: `source` (bytes and their
-//! hash), `file` (tensors, whatever the format: `plain` safetensors, `torch` with `pickle`),
+//! hash), `file` (tensors, whatever the format: `plain` safetensors, `torch` with `pickle`, `run` the
+//! checkpoint of another run),
 //! `layout` (whose tensor is whose), `fill` (shapes, positions, numbers), `report` (what happened to
 //! every name). It refuses to know layers and losses: a model is a list of names and shapes
 //! (`target`).
@@ -14,6 +15,7 @@ mod layout;
 mod pickle;
 mod plain;
 mod report;
+mod run;
 mod source;
 mod target;
 mod torch;
@@ -28,8 +30,9 @@ use belfry_configs::Init;
 
 use fill::Filling;
 
-/// Lays the files of `init` over `flat`, later ones over earlier ones. A function of the files and
-/// the names and shapes alone, so that every worker begins with the same bits.
+/// Lays the files of `init` over `flat`, later ones over earlier ones, and the checkpoint of its run
+/// over them all. A function of the files, the checkpoint, the names and shapes alone, so that every
+/// worker begins with the same bits.
 ///
 /// # Errors
 /// [`WeightsError`]: a file that is damaged, dangerous or of another architecture, a weight that is
@@ -49,6 +52,9 @@ pub async fn import(
         filling = taking
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    }
+    if let Some(checkpoint) = run::open(init).await? {
+        filling.take(checkpoint)?;
     }
     filling.finish()
 }

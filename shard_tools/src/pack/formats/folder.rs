@@ -41,13 +41,13 @@ pub fn catalog(folder: &Path, keys: Option<&[String]>) -> Result<Catalog, ShardE
 }
 
 /// The key of an image's file name.
-fn key(name: &str) -> Option<&str> {
+pub(super) fn key(name: &str) -> Option<&str> {
     let (key, extension) = name.split_once('.')?;
     reader::is_image(extension).then_some(key)
 }
 
 /// Names of every image in `folder`, sorted.
-fn images(folder: &Path) -> Result<Vec<Box<str>>, ShardError> {
+pub(super) fn images(folder: &Path) -> Result<Vec<Box<str>>, ShardError> {
     let failed = |source| ShardError::Input {
         file: folder.display().to_string(),
         source,

@@ -6,6 +6,7 @@ pub mod folder;
 pub mod img2dataset;
 pub mod karpathy;
 pub mod nlvr2;
+pub mod pixels;
 pub mod records;
 pub mod snli_ve;
 pub mod visual_genome;

@@ -3,6 +3,7 @@
 use belfry_configs::{Datasets, Task, ValidConfig};
 use shard_tools::manifest::{ANSWERS_FILE, Manifest, sha256};
 use shard_tools::store::Root;
+use shard_tools::verify;
 
 use crate::error::DataError;
 
@@ -20,26 +21,7 @@ pub fn count(
     let (Task::Vqa, Some((path, manifest))) = (config.model.task, first) else {
         return Ok(0);
     };
-    let file = manifest.files.iter().find(|f| f.file == ANSWERS_FILE);
-    let wrong = |reason: String| DataError::Setting {
-        key: "data.train or data.validation",
-        reason: format!("{path}/{ANSWERS_FILE}: {reason}"),
-    };
-    let file = file.ok_or_else(|| wrong("is not in the manifest; pack it for VQA".into()))?;
-    let root = Root::existing(path).map_err(shard_tools::ShardError::from)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| wrong(e.to_string()))?;
-    let bytes = runtime.block_on(root.get(ANSWERS_FILE));
-    let bytes = bytes.map_err(shard_tools::ShardError::from)?;
-    if sha256(&bytes) != file.sha256 {
-        return Err(wrong(
-            "its sha256 is not the manifest's; pack it again".into(),
-        ));
-    }
-    let answers: Vec<String> = serde_json::from_slice(&bytes)
-        .map_err(|e| wrong(format!("is not a list of answers: {e}")))?;
+    let answers = waiting(path, stored(path, manifest))?;
     let head = config.model.head.answers;
     if answers.len() != head as usize {
         return Err(DataError::Setting {
@@ -48,4 +30,48 @@ pub fn count(
         });
     }
     Ok(answers.len())
+}
+
+/// The answers of the dataset at `path`, class i at place i; read on a thread that may wait.
+///
+/// # Errors
+/// [`DataError::Shard`], [`DataError::Setting`]: no dataset, no such file, or not the manifest's.
+pub fn answers(path: &str) -> Result<Vec<String>, DataError> {
+    waiting(path, async {
+        let root = Root::existing(path).map_err(shard_tools::ShardError::from)?;
+        let manifest = verify::manifest(&root).await?;
+        stored(path, &manifest).await
+    })
+}
+
+async fn stored(path: &str, manifest: &Manifest) -> Result<Vec<String>, DataError> {
+    let file = manifest.files.iter().find(|f| f.file == ANSWERS_FILE);
+    let file = file.ok_or_else(|| wrong(path, "is not in the manifest; pack it for VQA"))?;
+    let root = Root::existing(path).map_err(shard_tools::ShardError::from)?;
+    let bytes = root.get(ANSWERS_FILE).await;
+    let bytes = bytes.map_err(shard_tools::ShardError::from)?;
+    if sha256(&bytes) != file.sha256 {
+        let reason = "its sha256 is not the manifest's; pack it again";
+        return Err(wrong(path, reason));
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|e| wrong(path, format!("is not a list of answers: {e}")))
+}
+
+fn waiting<T>(
+    path: &str,
+    reading: impl Future<Output = Result<T, DataError>>,
+) -> Result<T, DataError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| wrong(path, e.to_string()))?;
+    runtime.block_on(reading)
+}
+
+fn wrong(path: &str, reason: impl std::fmt::Display) -> DataError {
+    DataError::Setting {
+        key: "data.train or data.validation",
+        reason: format!("{path}/{ANSWERS_FILE}: {reason}"),
+    }
 }

@@ -6,6 +6,7 @@
 mod ahead;
 mod answers;
 mod batch;
+mod evaluation;
 mod pixels;
 mod reading;
 mod warm;
@@ -13,6 +14,7 @@ mod warm;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,13 +26,13 @@ use crate::host_batch::HostBatch;
 use crate::order::{PairRef, Sequence};
 use crate::quarantine::{Quarantine, ShardRef};
 use ahead::{Ahead, Limits};
+pub use answers::answers;
 use batch::{Assembly, Row};
+pub use evaluation::{About, EvaluatedTexts};
 use pixels::How;
 use reading::{Held, Reading};
 use warm::Warm;
 
-/// Stands for the epoch where evaluation draws its masks.
-const EVALUATION_EPOCH: u64 = u64::MAX;
 /// Steps, behind those whose batches are made ahead, whose windows' shards are fetched.
 pub const WARM_STEPS: u64 = 16;
 /// Lanes' steps made ahead, whatever their size: small ones cost bookkeeping, not bytes.
@@ -156,6 +158,22 @@ impl DataPlane {
         self.ahead.take((step, lane), quarantine)
     }
 
+    /// The pairs at these places of the global batch of `step`, as one batch in this order. A place
+    /// counts the pairs of all lanes: those of lane 0 first, in the order of its stream. Whatever
+    /// worker asks gets the same numbers, the very ones that the lane's own batch holds; what is in
+    /// no shard at hand comes member by member.
+    ///
+    /// # Errors
+    /// [`DataError`], naming shard, member and offset.
+    pub fn rows(
+        &self,
+        step: u64,
+        places: &[usize],
+        quarantine: &Quarantine,
+    ) -> Result<HostBatch, DataError> {
+        self.inner.rows_of_step(step, places, quarantine)
+    }
+
     /// A hint: these lanes will be asked for at `step`, and at those behind it. Their batches are
     /// made ahead for `data.prefetch_steps` further steps within `data.prefetch_bytes_max`, and the
     /// shards of the windows behind them are fetched. Never blocks on reading; a new hint replaces
@@ -171,51 +189,12 @@ impl DataPlane {
             warm.want(&shards.collect::<Vec<ShardRef>>());
         }
     }
-
-    /// Micro-batches of every pair once, dataset by dataset in the manifests' order, with masks,
-    /// labels and false images drawn from keys of their own; the last one may be short. Each is
-    /// read when it is asked for.
-    ///
-    /// # Errors
-    /// [`DataError`] of each, naming shard, member and offset.
-    pub fn evaluation_batches(&self) -> impl Iterator<Item = Result<HostBatch, DataError>> + '_ {
-        let (inner, pairs) = (&self.inner, self.pairs());
-        let key = Key::new(inner.assembly.seed, Purpose::ItmLabels).with(EVALUATION_EPOCH);
-        let size = inner.micro_batch as u64;
-        (0..pairs.div_ceil(size)).map(move |group| {
-            let all = group * size..((group + 1) * size).min(pairs);
-            let wanted: Vec<PairRef> = all.map(|id| inner.evaluated(id)).collect();
-            let labels = inner.assembly.itm_labels(key.with(group), wanted.len());
-            let around = (0, FalseImage::Dataset, &Quarantine::new());
-            let mut batches = inner.batches(vec![(wanted, labels)], around)?;
-            Ok(batches.remove(0))
-        })
-    }
 }
 
 /// The pairs of a micro-batch and their labels.
 type Wanted = (Vec<PairRef>, Vec<i32>);
 
 impl Inner {
-    /// Pair number `id` of all, for an evaluation.
-    fn evaluated(&self, id: u64) -> PairRef {
-        let (place, pair) = self
-            .sequence
-            .describe(id)
-            .expect("below the number of pairs");
-        PairRef {
-            id,
-            dataset: place.dataset,
-            shard: place.shard,
-            pair,
-            epoch: EVALUATION_EPOCH,
-            round: 0,
-            window: 0,
-            position: 0,
-            replaces: None,
-        }
-    }
-
     fn lane_step(
         &self,
         step: u64,
@@ -234,12 +213,51 @@ impl Inner {
         self.batches(wanted.collect(), (lane, self.false_image, quarantine))
     }
 
+    fn rows_of_step(
+        &self,
+        step: u64,
+        places: &[usize],
+        quarantine: &Quarantine,
+    ) -> Result<HostBatch, DataError> {
+        let per_lane = self.sequence.pairs_per_lane_step() as usize;
+        let mut lanes: BTreeMap<usize, Vec<PairRef>> = BTreeMap::new();
+        for place in places {
+            let lane = place / per_lane;
+            lanes
+                .entry(lane)
+                .or_insert_with(|| self.sequence.pairs(step, lane as u32, quarantine));
+        }
+        let pairs = places
+            .iter()
+            .map(|place| lanes[&(place / per_lane)][place % per_lane]);
+        let (pairs, held): (Vec<PairRef>, Held) = (pairs.collect(), Held::new());
+        let read = |pair: &PairRef| {
+            Ok(Row {
+                place: *pair,
+                false_image: None,
+                read: self.reading.pair(pair.shard_ref(), pair.pair, &held)?,
+            })
+        };
+        let rows = (self.reading.all(&pairs, read)?, Vec::new());
+        Ok(self.assembly.batches(&self.reading, &[rows])?.remove(0))
+    }
+
     /// Reads everything of some micro-batches, and makes them.
     fn batches(
         &self,
         wanted: Vec<Wanted>,
         around: (u32, FalseImage, &Quarantine),
     ) -> Result<Vec<HostBatch>, DataError> {
+        let groups = self.rows(wanted, around)?;
+        self.assembly.batches(&self.reading, &groups)
+    }
+
+    /// Reads everything of some micro-batches.
+    fn rows(
+        &self,
+        wanted: Vec<Wanted>,
+        around: (u32, FalseImage, &Quarantine),
+    ) -> Result<Vec<(Vec<Row>, Vec<i32>)>, DataError> {
         // Shards of a window are used up whole; a substitute's is not.
         let walked = wanted.iter().flat_map(|(pairs, _)| pairs);
         let walked = walked.filter(|pair| pair.replaces.is_none());
@@ -257,8 +275,7 @@ impl Inner {
             let rows = rows.by_ref().take(pairs.len()).collect();
             (rows, labels)
         });
-        let groups: Vec<(Vec<Row>, Vec<i32>)> = groups.collect();
-        self.assembly.batches(&self.reading, &groups)
+        Ok(groups.collect())
     }
 
     fn row(

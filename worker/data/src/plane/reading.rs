@@ -105,6 +105,22 @@ impl Reading {
     /// Pair number `pair` of a shard: from `held` where it is there, else member by member.
     pub fn pair(&self, shard: ShardRef, pair: u32, held: &Held) -> Result<PairRead, DataError> {
         let index = self.index(shard)?;
+        let (sample, _) = index.sample_of(pair);
+        let (read, first) = self.text(shard, pair, held)?;
+        let images = (0..index.images(sample)).map(|image| index.image(sample, image));
+        let images = images.map(|image| self.member(shard, &image, held));
+        Ok(PairRead {
+            pair: read,
+            source: index.source(sample),
+            first,
+            sample,
+            images: images.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The pair without its images, and the first pair of its sample.
+    pub fn text(&self, shard: ShardRef, pair: u32, held: &Held) -> Result<(Pair, u32), DataError> {
+        let index = self.index(shard)?;
         let (sample, nth) = index.sample_of(pair);
         let member = index.text(sample);
         let text = self.member(shard, &member, held)?;
@@ -115,15 +131,7 @@ impl Reading {
             let reason = format!("has {found} pairs, its index says {expected}");
             return Err(self.wrong(shard, &member, reason));
         }
-        let images = (0..index.images(sample)).map(|image| index.image(sample, image));
-        let images = images.map(|image| self.member(shard, &image, held));
-        Ok(PairRead {
-            pair: pairs.swap_remove(nth),
-            source: index.source(sample),
-            first: pair - nth as u32,
-            sample,
-            images: images.collect::<Result<_, _>>()?,
-        })
+        Ok((pairs.swap_remove(nth), pair - nth as u32))
     }
 
     /// The first image of a pair's sample.

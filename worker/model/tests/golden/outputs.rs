@@ -216,11 +216,21 @@ pub fn check_rerank(case: &Case) -> Reached {
     let (m, n) = (case.io["in/images"].shape[0], ids.shape[0]);
     let near = similarities(&images, &texts);
     let k = case.json["k_test"].as_u64().unwrap() as usize;
-    let best = |mut places: Vec<usize>| {
-        places.sort_by(|a, b| near[*b].total_cmp(&near[*a]).then(a.cmp(b)));
-        places.truncate(k);
-        places
+    let best = |places: Vec<usize>| -> Vec<usize> {
+        let all: Vec<f32> = places.iter().map(|place| near[*place]).collect();
+        let nearest = belfry_model::best(&all, k).into_iter();
+        nearest.map(|(nth, _)| places[nth]).collect()
     };
+    // As an evaluation keeps them between the towers' one run and the fusion passes.
+    let (kept_texts, kept_images) = (texts.to_host().unwrap(), images.to_host().unwrap());
+    let text_rows: Vec<&[f32]> = kept_texts.rows.iter().map(Vec::as_slice).collect();
+    let image_rows: Vec<&[f32]> = kept_images.rows.iter().map(Vec::as_slice).collect();
+    let texts = tower
+        .texts_from_host(&weights, (kept_texts.shape, &text_rows), &mask.f32())
+        .unwrap();
+    let images = tower
+        .images_from_host(&weights, (kept_images.shape, &image_rows))
+        .unwrap();
     let of_image = |i: usize| best((0..n).map(|j| i * n + j).collect());
     let of_text = |j: usize| best((0..m).map(|i| i * n + j).collect());
     let score = |places: Vec<usize>| {
