@@ -10,7 +10,7 @@ use crate::validate::refuse;
 const MLM: [&str; 2] = ["mlm_loss", "mlm_accuracy"];
 /// Of image-text matching.
 const ITM: [&str; 2] = ["itm_loss", "itm_accuracy"];
-/// Recalls of images for a text and of texts for an image among the first 1, 5 and 10, in percent of
+/// Recalls of images for a text and of texts for an image among the first 1, 5 and 10, as shares of
 /// queries, and their mean (model_spec 14).
 const RECALLS: [&str; 7] = ["r_mean", "ir1", "ir5", "ir10", "tr1", "tr5", "tr10"];
 

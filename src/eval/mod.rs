@@ -67,6 +67,9 @@ pub struct EvalArguments {
     /// One of several processes with a parent that holds the other end of standard input.
     #[arg(long, hide = true)]
     together: bool,
+    /// End when standard input closes: the launcher holds the other end.
+    #[arg(long, hide = true)]
+    follow_stdin: bool,
 }
 
 /// Judges; see the module.
@@ -78,7 +81,7 @@ pub async fn eval(arguments: EvalArguments) -> anyhow::Result<()> {
         return report::joined(&arguments);
     }
     ensure!(arguments.workers > 0, "--workers: must be at least 1");
-    if arguments.together {
+    if arguments.together || arguments.follow_stdin {
         workers::follow_parent();
     }
     let data = arguments.data.iter();

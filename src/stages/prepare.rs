@@ -11,6 +11,7 @@ use shard_tools::store::Root;
 
 use super::command;
 use super::place::{FIGURES_FILE, stage_root};
+use crate::resolve;
 use crate::run::prepare::{self, RUN_FILE};
 
 /// Makes a stage ready to begin. May be repeated.
@@ -30,21 +31,22 @@ pub async fn prepare(root: &str, stage: &Stage) -> anyhow::Result<Ready> {
     if own.exists(RESULT_FILE).await? {
         return Ok(Ready::Over);
     }
-    let config = if own.exists(RUN_FILE).await? {
-        prepare::of_root(&own, &[]).await?
+    if own.exists(RUN_FILE).await? {
+        prepare::pack(&prepare::of_root(&own, &[]).await?).await?;
     } else {
-        let config = resolved(root, stage, run, init_from.as_deref())?;
-        let text = Bytes::from(config.to_toml());
-        own.create(RUN_FILE, text).await?;
-        config
-    };
-    prepare::pack(&config).await?;
+        let config = begun(root, stage, run, init_from.as_deref())?;
+        // Epochs are counted in packed pairs.
+        prepare::pack(&config).await?;
+        let config = resolve::resolve(config, &own).await?;
+        own.create(RUN_FILE, Bytes::from(config.to_toml())).await?;
+    }
     Ok(Ready::Begin {
         arguments: Vec::new(),
     })
 }
 
-fn resolved(
+/// The stage's run, begun with what another stage trained where it says so.
+fn begun(
     root: &str,
     stage: &Stage,
     run: &str,

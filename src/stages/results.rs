@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use belfry_configs::figures;
 use belfry_configs::plan::Target;
 use belfry_coordinator::RESULT_FILE;
 use belfry_coordinator::plan::{End, Queue};
@@ -83,13 +84,10 @@ fn figure(evaluation: &Value, metric: &str) -> Option<f64> {
     nested.or_else(|| evaluation[metric].as_f64())
 }
 
-/// Of losses the lower one, of everything else the higher.
+/// The better one.
 fn better(metric: &str, a: f64, b: f64) -> f64 {
-    if metric.ends_with("loss") {
-        a.min(b)
-    } else {
-        a.max(b)
-    }
+    let wins = figures::score(metric, a) >= figures::score(metric, b);
+    if wins { a } else { b }
 }
 
 /// The best value that these evaluations have of a figure.

@@ -146,7 +146,7 @@ results = [{ metric = "itm_accuracy", name = "matching", scale = 100, paper = 50
 [[stage]]
 name = "b"
 CONFIG
-after = ["a"]
+init_from = "a"
 seeds = [1]
 set = ["run.steps=8"]
 preferred_workers = 3
@@ -158,6 +158,12 @@ after = ["a"]
 seeds = [2]
 set = ["run.steps=6"]
 preferred_workers = 2
+
+[[stage]]
+name = "e"
+kind = "eval"
+of = "b"
+results = [{ metric = "mlm_loss", name = "words" }]
 "#;
 
 /// Whatever is killed, every stage ends with the bits of an undisturbed plan with one worker, and
@@ -197,8 +203,16 @@ fn kills_of_every_kind_of_process_change_no_bit_of_any_stage() {
         "as the run alone"
     );
     let rows = result["results"].as_array().expect("a list");
-    assert_eq!((rows.len(), &rows[0]["paper"]), (1, &Value::from(50.0)));
-    assert!(rows[0]["reached"].as_f64().is_some(), "{rows:?}");
+    assert_eq!((rows.len(), &rows[0]["paper"]), (2, &Value::from(50.0)));
+    for row in rows {
+        assert!(row["reached"].as_f64().is_some(), "{rows:?}");
+    }
+    assert_eq!(result["results"], undisturbed["results"], "evaluations too");
+    let begun = fs::read_to_string(disturbed.stage("b").join("run.toml")).expect("is there");
+    assert!(
+        begun.contains("stages/a"),
+        "it begins with the first: {begun}"
+    );
     let table = fs::read_to_string(disturbed.root().join("results.md")).expect("is written");
     assert!(table.contains("| a | matching |"), "{table}");
     let metrics = fs::read_to_string(disturbed.stage("b").join("metrics.jsonl"));

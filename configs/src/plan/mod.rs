@@ -10,6 +10,7 @@ use std::path::Path;
 pub use file::{Head, Kind, PlanFile, StageEntry, Target, is_plan, read};
 pub use stage::{Plan, Stage, Work};
 
+use crate::figures;
 use crate::layers::{ConfigError, load as load_run};
 use crate::validate::{ValidConfig, refuse};
 
@@ -99,6 +100,9 @@ fn assemble(
         check_links(entry, &entries)?;
     }
     check_cycles(&entries)?;
+    for entry in &file.stage {
+        check_figures(entry, &entries, &run)?;
+    }
     let names = |group: &str| repetitions(group, &entries);
     let mut stages = Vec::new();
     for entry in &file.stage {
@@ -227,6 +231,23 @@ fn check_links(
         }
     }
     Ok(())
+}
+
+/// What is reported, and what a checkpoint is chosen by, are figures of the task that is trained.
+fn check_figures(
+    entry: &StageEntry,
+    entries: &BTreeMap<&str, &StageEntry>,
+    run: &impl Fn(&StageEntry, &Path, &[String]) -> Result<ValidConfig, ConfigError>,
+) -> Result<(), ConfigError> {
+    let trained = entry.of.as_ref().map_or(entry, |of| entries[of.as_str()]);
+    let named = entry.best.iter().map(|best| ("best", best));
+    let reported = entry.results.iter().map(|t| ("results", &t.metric));
+    let mut named = named.chain(reported).peekable();
+    let (Some(_), Some(file)) = (named.peek(), &trained.config) else {
+        return Ok(());
+    };
+    let task = run(trained, file, &trained.set)?.model.task;
+    named.try_for_each(|(name, figure)| figures::check(&key(entry, name), task, figure))
 }
 
 /// Takes away what comes after nothing that is left, until nothing can be taken.

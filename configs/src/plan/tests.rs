@@ -62,6 +62,14 @@ fn what_cannot_work_is_refused_by_its_key() {
             stage_named("a", "best = \"r_mean\""),
             "stage `a`, best: has no meaning here",
         ),
+        (
+            stage_named("a", "results = [{ metric = \"r_mean\", name = \"r\" }]"),
+            "stage `a`, results: this task's evaluation has no `r_mean`",
+        ),
+        (
+            a.clone() + eval + "of = \"a\"\nbest = \"vqa_score\"",
+            "stage `e`, best: this task's evaluation has no `vqa_score`",
+        ),
         (eval.to_owned(), "stage `e`, of: is missing"),
         (a.clone() + eval + "of = \"e\"", "`e` trains nothing"),
         (
