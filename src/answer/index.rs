@@ -268,7 +268,7 @@ fn hexadecimal(numbers: &[f32]) -> String {
 
 fn numbers(text: &str) -> Option<Vec<f32>> {
     let digits = text.as_bytes();
-    if digits.is_empty() || digits.len() % 8 != 0 {
+    if digits.is_empty() || !digits.len().is_multiple_of(8) {
         return None;
     }
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();

@@ -74,8 +74,6 @@ async fn answers_are_true_of_the_pixels() {
                 ("is the picture dark or bright?", n) if n > 26 => &[("bright", 1.0)],
                 ("is the picture bright?", n) if n < 11 => &[("no", 1.0)],
                 ("is the picture bright?", n) if n > 26 => &[("yes", 1.0)],
-                ("is the picture dark?", n) if n < 11 => &[("yes", 1.0)],
-                ("is the picture dark?", n) if n > 26 => &[("no", 1.0)],
                 (text, n) => panic!("p{n} was asked `{text}`: {said:?}"),
             };
             assert_eq!(said, expected, "{} of {key}", pair.text);
@@ -91,7 +89,7 @@ async fn answers_are_true_of_the_pixels() {
     }
     assert_eq!(
         asked.len(),
-        4,
+        3,
         "what all pictures have alike is not asked: {asked:?}"
     );
     assert_eq!(asked["how bright is the picture?"], 36);
@@ -116,9 +114,11 @@ async fn statements_compare_what_is_there() {
         };
         assert_eq!(sample.bytes(), [file(left), file(right)]);
         for pair in &sample.pairs {
-            let left_first = pair.text.starts_with("The left picture");
-            let brighter = pair.text.contains("brighter");
-            let truth = (number(left) > number(right)) == (left_first == brighter);
+            assert_eq!(
+                pair.text,
+                "The left picture is brighter than the right one."
+            );
+            let truth = number(left) > number(right);
             assert_eq!(pair.labels, [u32::from(truth)], "{} of {key}", pair.text);
         }
     }
@@ -202,9 +202,9 @@ async fn photographs_give_every_task_its_data() {
             }
         }
         let texts = match contents {
-            Contents::Vqa => 20,
-            Contents::SnliVe => 10,
-            _ => 16,
+            Contents::Vqa => 15,
+            Contents::SnliVe => 5,
+            _ => 4,
         };
         assert_eq!(labels.len(), texts, "{:?}", labels.keys());
         let mut sums: BTreeMap<u32, u32> = BTreeMap::new();

@@ -280,7 +280,7 @@ fn write(path: &Path, owner: &str, encoded: &Encoded) -> Result<(), std::io::Err
 fn read(file: &File, owner: &str) -> Result<Option<Encoded>, std::io::Error> {
     let bytes_len = file.metadata()?.len() as usize;
     let mut head = [0u8; HEADER_BYTES];
-    if bytes_len < HEADER_BYTES || bytes_len % 4 != 0 {
+    if bytes_len < HEADER_BYTES || !bytes_len.is_multiple_of(4) {
         return Ok(None);
     }
     file.read_exact_at(&mut head, 0)?;

@@ -193,6 +193,8 @@ impl DataPlane {
 
 /// The pairs of a micro-batch and their labels.
 type Wanted = (Vec<PairRef>, Vec<i32>);
+/// The same with everything that was read for them.
+type Group = (Vec<Row>, Vec<i32>);
 
 impl Inner {
     fn lane_step(
@@ -257,7 +259,7 @@ impl Inner {
         &self,
         wanted: Vec<Wanted>,
         around: (u32, FalseImage, &Quarantine),
-    ) -> Result<Vec<(Vec<Row>, Vec<i32>)>, DataError> {
+    ) -> Result<Vec<Group>, DataError> {
         // Shards of a window are used up whole; a substitute's is not.
         let walked = wanted.iter().flat_map(|(pairs, _)| pairs);
         let walked = walked.filter(|pair| pair.replaces.is_none());

@@ -26,12 +26,12 @@ pub struct Words {
     pub choice: &'static str,
     /// The question with all three answers.
     pub how: &'static str,
-    /// Whether it is little, and whether it is much.
-    pub asks: [&'static str; 2],
-    /// That it is little, and that it is much.
-    pub says: [&'static str; 2],
-    /// Less and more of it, of two pictures; none where two pictures are hard to compare in words.
-    pub than: Option<[&'static str; 2]>,
+    /// Whether it is much.
+    pub asks: &'static str,
+    /// That it is much.
+    pub says: &'static str,
+    /// More of it, of two pictures; none where two pictures are hard to compare in words.
+    pub more: Option<&'static str>,
 }
 
 impl Measure {
@@ -66,41 +66,41 @@ const LIGHT: Words = Words {
     answers: ["dark", "medium", "bright"],
     choice: "is the picture dark or bright?",
     how: "how bright is the picture?",
-    asks: ["is the picture dark?", "is the picture bright?"],
-    says: ["The picture is dark.", "The picture is bright."],
-    than: Some(["darker", "brighter"]),
+    asks: "is the picture bright?",
+    says: "The picture is bright.",
+    more: Some("brighter"),
 };
 const WARMTH: Words = Words {
     answers: ["cold", "neutral", "warm"],
     choice: "are the colours cold or warm?",
     how: "how warm are the colours?",
-    asks: ["are the colours cold?", "are the colours warm?"],
-    says: ["The colours are cold.", "The colours are warm."],
-    than: Some(["colder", "warmer"]),
+    asks: "are the colours warm?",
+    says: "The colours are warm.",
+    more: Some("warmer"),
 };
 const COLOUR: Words = Words {
     answers: ["pale", "muted", "vivid"],
     choice: "is the picture pale or vivid?",
     how: "how vivid is the picture?",
-    asks: ["is the picture pale?", "is the picture vivid?"],
-    says: ["The picture is pale.", "The picture is vivid."],
-    than: Some(["less vivid", "more vivid"]),
+    asks: "is the picture vivid?",
+    says: "The picture is vivid.",
+    more: Some("more vivid"),
 };
 const CONTRAST: Words = Words {
     answers: ["flat", "even", "stark"],
     choice: "is the contrast flat or stark?",
     how: "how stark is the contrast?",
-    asks: ["is the contrast flat?", "is the contrast stark?"],
-    says: ["The contrast is flat.", "The contrast is stark."],
-    than: Some(["flatter", "starker"]),
+    asks: "is the contrast stark?",
+    says: "The contrast is stark.",
+    more: Some("starker"),
 };
 const UPPER: Words = Words {
     answers: ["bottom", "neither", "top"],
     choice: "is the bottom or the top brighter?",
     how: "which half is brighter?",
-    asks: ["is the bottom half brighter?", "is the top half brighter?"],
-    says: ["The bottom half is brighter.", "The top half is brighter."],
-    than: None,
+    asks: "is the top half brighter?",
+    says: "The top half is brighter.",
+    more: None,
 };
 
 /// A thousandfold luma (ITU-R BT.601), which keeps sums whole.

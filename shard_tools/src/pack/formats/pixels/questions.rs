@@ -1,7 +1,7 @@
 //! `pixels-vqa`: questions with answers of VQAv2's form.
 //!
-//! Of each measure: which of two words is right, yes or no to each of them, and which of three words.
-//! The last is asked near a line too; there some of ten annotators say the neighbouring word, and the
+//! Of each measure: which of two words is right, whether one of them is, and which of three words. The
+//! last is asked near a line too; there some of ten annotators say the neighbouring word, and the
 //! soft scores are theirs. The answer file is the same whichever pictures are packed.
 
 use bytes::Bytes;
@@ -76,18 +76,18 @@ enum Kind {
     Choice,
     /// Little, much, or neither.
     How,
-    /// Whether it is little (0) or much (1).
-    Is(usize),
+    /// Whether it is much.
+    Is,
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Choice, Kind::How, Kind::Is(0), Kind::Is(1)];
+    const ALL: [Kind; 3] = [Kind::Choice, Kind::How, Kind::Is];
 
     fn number(self) -> u64 {
         match self {
             Kind::Choice => 0,
             Kind::How => 1,
-            Kind::Is(which) => 2 + which as u64,
+            Kind::Is => 2,
         }
     }
 }
@@ -121,10 +121,10 @@ fn asked(
                 let own = level.index();
                 (words.choice, own, vec![words.answers[own]; 10])
             }
-            (Kind::Is(which), Some(level)) => {
-                let yes = (level == Level::Much) == (which == 1);
+            (Kind::Is, Some(level)) => {
+                let yes = level == Level::Much;
                 let answer = if yes { YES } else { NO };
-                (words.asks[which], usize::from(yes), vec![answer; 10])
+                (words.asks, usize::from(yes), vec![answer; 10])
             }
         };
         candidates.push(Candidate {
@@ -141,7 +141,7 @@ fn asked(
     let labels: &[u32] = match kind {
         Kind::Choice => &[0, 2],
         Kind::How => &[0, 1, 2],
-        Kind::Is(_) => &[0, 1],
+        Kind::Is => &[0, 1],
     };
     let (kept, left_out) = balanced(candidates, labels);
     leave_out(catalog, EVEN, left_out);
@@ -190,10 +190,8 @@ mod tests {
             assert_eq!(of(words.how, little), of(words.how, much));
             assert!(of(words.choice, little).is_some_and(|n| *n >= 8));
             assert_eq!(of(words.choice, little), of(words.choice, much));
-            for asks in words.asks {
-                assert!(of(asks, YES).is_some_and(|n| *n >= 8));
-                assert_eq!(of(asks, YES), of(asks, NO));
-            }
+            assert!(of(words.asks, YES).is_some_and(|n| *n >= 8));
+            assert_eq!(of(words.asks, YES), of(words.asks, NO));
         }
         assert_eq!(answers.answers().len(), 17);
     }
