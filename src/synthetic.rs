@@ -2,9 +2,11 @@
 
 use std::str::FromStr;
 
-use shard_tools::manifest::{Manifest, SCHEMA_VERSION, ShardEntry, Source};
+use shard_tools::manifest::{ANSWERS_FILE, DataFile, Manifest, SCHEMA_VERSION, ShardEntry, Source};
 use shard_tools::pair::Contents;
 
+/// Bytes of a made-up answer file: 3,129 answers.
+const ANSWERS_BYTES: u64 = 40 << 10;
 /// Bytes of a made-up shard, where nobody says otherwise.
 const SHARD_BYTES: u64 = 100 << 20;
 
@@ -75,10 +77,22 @@ impl Synthetic {
                 samples,
                 pairs,
             }],
-            files: Vec::new(),
+            files: files(contents),
             samples,
             pairs,
             shards: entries.collect(),
         }
     }
+}
+
+/// What lies beside shards of these contents: of questions their answers.
+fn files(contents: Contents) -> Vec<DataFile> {
+    if contents != Contents::Vqa {
+        return Vec::new();
+    }
+    vec![DataFile {
+        file: ANSWERS_FILE.into(),
+        bytes: ANSWERS_BYTES,
+        sha256: "0123456789abcdef".repeat(4),
+    }]
 }

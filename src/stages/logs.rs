@@ -56,7 +56,10 @@ pub async fn logs(arguments: LogsArguments) -> anyhow::Result<()> {
         println!("== {name} ==\n{text}");
         *seen = file.metadata().map_or(0, |m| m.len());
     }
-    while arguments.follow {
+    if !arguments.follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(FOLLOW_PAUSE).await;
         for (name, file, seen) in &mut files {
             for line in grown(file, seen)?.lines() {
@@ -64,7 +67,6 @@ pub async fn logs(arguments: LogsArguments) -> anyhow::Result<()> {
             }
         }
     }
-    Ok(())
 }
 
 /// The logs of a folder: name, file, bytes that were shown.
