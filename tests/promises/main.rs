@@ -15,6 +15,7 @@ mod skipped;
 mod small_disk;
 mod stages;
 mod system;
+mod tasks;
 mod tidy;
 mod weights;
 

@@ -14,7 +14,7 @@ use crate::system::{Outcome, alone, kill, outcome};
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A plan of small runs in a folder of its own.
-struct Planned {
+pub struct Planned {
     folder: tempfile::TempDir,
 }
 
@@ -32,6 +32,31 @@ impl Planned {
         fs::write(folder.path().join("tiny.toml"), text).expect("is written");
         let planned = Planned { folder };
         planned.write("plan.toml", &format!("[plan]\nname = \"test\"\n{stages}"));
+        planned
+    }
+
+    /// The plan of the five tiny tasks, with data in the folder.
+    pub fn of_tasks() -> Self {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().join("data").display().to_string();
+        let planned = Planned { folder };
+        let copy = |from: &Path, to: PathBuf| {
+            let text = fs::read_to_string(from).expect("is read");
+            let text = text.replace("\"data/packed", &format!("\"{data}"));
+            fs::write(to, text).expect("is written");
+        };
+        for below in ["shared", "tiny"] {
+            fs::create_dir(planned.path(below)).expect("is made");
+            for entry in fs::read_dir(configs.join(below)).expect("is there") {
+                let entry = entry.expect("is readable");
+                copy(&entry.path(), planned.path(below).join(entry.file_name()));
+            }
+        }
+        copy(
+            &configs.join("plan-tiny-tasks.toml"),
+            planned.path("plan.toml"),
+        );
         planned
     }
 
@@ -64,12 +89,12 @@ impl Planned {
         command
     }
 
-    fn finish(&self, workers: u32, more: &[&str]) -> Outcome {
+    pub fn finish(&self, workers: u32, more: &[&str]) -> Outcome {
         outcome(self.run(workers, more).output().expect("starts"))
     }
 
-    fn start(&self, workers: u32) -> Child {
-        let mut command = self.run(workers, &[]);
+    pub fn start(&self, workers: u32, more: &[&str]) -> Child {
+        let mut command = self.run(workers, more);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("starts")
     }
@@ -81,12 +106,12 @@ impl Planned {
         outcome(command.output().expect("starts"))
     }
 
-    fn stage(&self, name: &str) -> PathBuf {
+    pub fn stage(&self, name: &str) -> PathBuf {
         self.root().join("stages").join(name)
     }
 
     /// Waits until a stage has committed so many steps, while the plan runs.
-    fn await_steps(&self, plan: &mut Child, stage: &str, steps: usize) {
+    pub fn await_steps(&self, plan: &mut Child, stage: &str, steps: usize) {
         self.await_that(plan, &format!("step {steps} of {stage}"), || {
             let file = self.stage(stage).join("metrics.jsonl");
             let text = fs::read_to_string(file).unwrap_or_default();
@@ -107,7 +132,7 @@ impl Planned {
     }
 
     /// The process id of a stage's process, or of one of the launcher's two.
-    fn pid(&self, stage: Option<&str>, role: &str) -> u32 {
+    pub fn pid(&self, stage: Option<&str>, role: &str) -> u32 {
         let file = match stage {
             Some(_) => "agent.pids.json",
             None => "run.pids.json",
@@ -122,7 +147,7 @@ impl Planned {
 }
 
 /// Hashes of a stage's parameters and optimizer.
-fn hashes(result: &Value, stage: &str) -> (String, String) {
+pub fn hashes(result: &Value, stage: &str) -> (String, String) {
     let mut stages = result["stages"].as_array().expect("a list").iter();
     let found = stages.find(|s| s["name"] == stage).expect("is told");
     assert_eq!(found["state"], "done", "{found}");
@@ -130,7 +155,7 @@ fn hashes(result: &Value, stage: &str) -> (String, String) {
     (text("parameters_sha256"), text("optimizer_sha256"))
 }
 
-fn printed(outcome: Outcome) -> Value {
+pub fn printed(outcome: Outcome) -> Value {
     let text = outcome.accepted();
     let line = text.lines().last().expect("a line");
     serde_json::from_str(line).expect("is JSON")
@@ -174,7 +199,7 @@ fn kills_of_every_kind_of_process_change_no_bit_of_any_stage() {
     let undisturbed = printed(Planned::new(THREE).finish(1, &[]));
 
     let disturbed = Planned::new(THREE);
-    let mut plan = disturbed.start(3);
+    let mut plan = disturbed.start(3, &[]);
     disturbed.await_steps(&mut plan, "a", 2);
     kill(disturbed.pid(Some("a"), "worker-1"));
     disturbed.await_steps(&mut plan, "a", 5);
@@ -256,7 +281,7 @@ CONFIG
 after = ["long"]
 "#;
     let planned = Planned::new(long);
-    let mut plan = planned.start(2);
+    let mut plan = planned.start(2, &[]);
     planned.await_steps(&mut plan, "long", 1);
     let text = "[plan]\nname = \"more\"\n[[stage]]\nname = \"urgent\"\nCONFIG\npriority = 5\n\
                 preferred_workers = 1\nset = [\"run.steps=4\"]\n";
