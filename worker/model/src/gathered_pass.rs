@@ -33,6 +33,9 @@ const FUSED: [&str; 3] = ["pair", "hard image", "hard text"];
 /// Experts of text and image, `[rows, length, hidden]` each.
 type Experts = [Vec<Tensor<3>>; 2];
 
+/// What is owed to each of the experts of text and image, where anything is.
+type Owed = [Vec<Option<Tensor<3>>>; 2];
+
 /// See the module.
 pub(crate) struct GatheredPass<'a> {
     pub tower: &'a ManagerTower,
@@ -114,7 +117,7 @@ impl<'a> GatheredPass<'a> {
         weights: &Weights,
         towers: &Towers,
         mut gradient: Target,
-    ) -> Result<(GroupLoss, [Vec<Option<Tensor<3>>>; 2]), ModelError> {
+    ) -> Result<(GroupLoss, Owed), ModelError> {
         let keys = self.fused_keys();
         let draws = keys.as_deref().map_or(Draws::Off, Draws::Keys);
         let mut pass = self.tower.pass(weights, self.number, draws, None);
