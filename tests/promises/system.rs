@@ -289,8 +289,8 @@ fn bad_settings_are_refused_before_anything_starts() {
         .refused(&["batch.lanes", "nearest that do: [1, 2, 4, 8]"]);
     run.finish(1, &["--set", "batch.micro_batch=3"])
         .refused(&["batch.micro_batch", "nearest"]);
-    run.finish(1, &["--set", "model.task=vqa"])
-        .refused(&["model.task", "only `pretrain`"]);
+    run.finish(1, &["--set", "model.task=vqav2"])
+        .refused(&["`vqav2`", "`vqa`"]);
     run.finish(0, &[]).refused(&["--workers 0"]);
     assert!(!run.local.join("run.toml").exists(), "nothing was begun");
 }
