@@ -54,7 +54,7 @@ pub async fn lead(
             && let Some(newest) = before
         {
             before = match wait(root, candidate, timeouts, newest).await {
-                Turn::Mine(entry) => Some(entry),
+                Turn::Mine(entry) => Some(*entry),
                 Turn::Over(outcome) => return Ok(Candidacy::Ended(outcome)),
             };
         }
@@ -80,7 +80,7 @@ fn nonce() -> u64 {
 /// How a standby's wait ended.
 enum Turn {
     /// It may write the entry behind this one.
-    Mine(Entry),
+    Mine(Box<Entry>),
     /// The run is over.
     Over(Outcome),
 }
@@ -100,9 +100,9 @@ async fn wait(root: &Root, candidate: &Candidate, timeouts: &Timeouts, mut entry
                 let (success, reason) = (*success, reason.clone());
                 return Turn::Over(Outcome { success, reason });
             }
-            Some(_) => return Turn::Mine(entry),
+            Some(_) => return Turn::Mine(Box::new(entry)),
             None if !candidate.name.is_empty() && entry.name == candidate.name => {
-                return Turn::Mine(entry);
+                return Turn::Mine(Box::new(entry));
             }
             None => {}
         }
@@ -119,7 +119,7 @@ async fn wait(root: &Root, candidate: &Candidate, timeouts: &Timeouts, mut entry
                 if lease.saw(now, entry.seq) {
                     let Entry { term, address, .. } = &entry;
                     tracing::warn!(term, address, "the leader's lease ran out; succeeding it");
-                    return Turn::Mine(entry);
+                    return Turn::Mine(Box::new(entry));
                 }
                 troubled = false;
                 continue;

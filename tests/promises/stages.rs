@@ -131,7 +131,7 @@ impl Planned {
         }
     }
 
-    /// The process id of a stage's process, or of one of the launcher's two.
+    /// The process id of a stage's process, or of one of the launcher's two, by how its role begins.
     pub fn pid(&self, stage: Option<&str>, role: &str) -> u32 {
         let file = match stage {
             Some(_) => "agent.pids.json",
@@ -140,7 +140,10 @@ impl Planned {
         let text = fs::read(self.root().join(file)).expect("is written");
         let all: Value = serde_json::from_slice(&text).expect("is JSON");
         let mut all = all.as_array().expect("a list").iter();
-        let found = all.find(|c| c["role"] == role && stage.is_none_or(|s| c["stage"] == s));
+        let found = all.find(|c| {
+            let has_role = c["role"].as_str().is_some_and(|r| r.starts_with(role));
+            has_role && stage.is_none_or(|s| c["stage"] == s)
+        });
         let pid = found.expect("it runs")["pid"].as_u64();
         pid.expect("a number") as u32
     }

@@ -29,9 +29,9 @@ fn every_task_ends_with_the_same_bits_and_figures_however_it_is_trained() {
     let disturbed = Planned::of_tasks();
     let mut plan = disturbed.start(3, &SETTINGS);
     disturbed.await_steps(&mut plan, "pretrain", 5);
-    kill(disturbed.pid(Some("pretrain"), "worker-1"));
+    kill(disturbed.pid(Some("pretrain"), "worker"));
     disturbed.await_steps(&mut plan, "flickr30k", 3);
-    kill(disturbed.pid(Some("flickr30k"), "worker-0"));
+    kill(disturbed.pid(Some("flickr30k"), "worker"));
     disturbed.await_steps(&mut plan, "flickr30k", 7);
     kill(disturbed.pid(Some("flickr30k"), "coordinator"));
     let outcome = outcome(plan.wait_with_output().expect("ends"));

@@ -45,7 +45,7 @@ mod tests {
     fn the_rarest_label_decides_and_the_order_does_not() {
         let candidates = |numbers: &[u32]| {
             let one = |n: &u32| Candidate {
-                label: u32::from(n % 4 == 0),
+                label: u32::from(n.is_multiple_of(4)),
                 name: format!("picture {n}"),
                 value: *n,
             };
