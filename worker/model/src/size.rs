@@ -7,8 +7,8 @@
 //! counted like the rest: the numbers are the model's, not this implementation's.
 
 use belfry_configs::{
-    ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model, Recompute, System, Task,
-    TextKind, TextTower,
+    ContrastiveScope, ImageKind, ImageTower, Manager, ManagerQuery, ManagerWeight, Model,
+    Recompute, System, Task, TextKind, TextTower,
 };
 
 use crate::shared_images::graphs;
@@ -23,6 +23,8 @@ const CLIP_LEFTOVERS: u64 = 77 * 512 + 2 * 512;
 const IMAGE_MLP_RATIO: u64 = 4;
 /// Rows of the table that see each distinct image once.
 const IMAGE_TOWER: &str = "image tower";
+const TEXT_TOWER: &str = "text tower";
+const TEXT_TRANSFORM: &str = "text transform";
 const IMAGE_TRANSFORM: &str = "image transform";
 const UNUSED: &str = "unused";
 /// Bytes of an f32.
@@ -106,9 +108,9 @@ pub fn modules(model: &Model, text_len: usize) -> Vec<ModuleSize> {
     let (text_tower, image_tower) = (Tower::text(model), Tower::image(model));
     let row = |name, share| ModuleSize { name, share };
     vec![
-        row("text tower", counted.text_tower(&model.text)),
+        row(TEXT_TOWER, counted.text_tower(&model.text)),
         row(IMAGE_TOWER, counted.image_tower(&model.image)),
-        row("text transform", counted.transform(&text_tower, text)),
+        row(TEXT_TRANSFORM, counted.transform(&text_tower, text)),
         row(IMAGE_TRANSFORM, counted.transform(&image_tower, image)),
         row("embeddings", counted.embeddings()),
         row(
@@ -151,14 +153,6 @@ pub fn activation_bytes(share: Share) -> u64 {
     F32 * share.activations
 }
 
-/// Forward passes of a training step over a device batch, side by side.
-pub fn passes(task: Task) -> u64 {
-    match task {
-        Task::Pretrain | Task::PretrainItc | Task::Nlvr2 => 2,
-        _ => 1,
-    }
-}
-
 /// Memory of a worker at the peak of a training step on the host, in bytes, by what holds it; all f32.
 /// `trained` are the elements of all parameters, heads included; the device batch has `pairs` pairs.
 ///
@@ -179,11 +173,19 @@ pub fn training_bytes(
     let whole = total(&modules);
     let image = share(IMAGE_TOWER) + share(IMAGE_TRANSFORM);
     let counted = Counted::new(model, text_len);
-    let passes = passes(model.task);
-    // The passes of pre-training run side by side and share the images of matching pairs.
-    let (images, beside) = match model.task {
-        Task::Pretrain => (pairs + pairs.div_ceil(2), 2),
-        _ => (passes * pairs, 1),
+    // The passes of pre-training run side by side and share the images of matching pairs. Contrast
+    // encodes hard negatives beside the pairs, where they may lie in any lane, and fuses them all.
+    let whole_batch = model.head.contrastive_scope == ContrastiveScope::GlobalBatch;
+    let (images, fused, beside) = match model.task {
+        Task::Pretrain => (pairs + pairs.div_ceil(2), 2 * pairs, 2),
+        Task::Retrieval | Task::PretrainItc if whole_batch => (2 * pairs, 3 * pairs, 1),
+        Task::Retrieval | Task::PretrainItc => (pairs, 3 * pairs, 1),
+        Task::Nlvr2 => (2 * pairs, 2 * pairs, 1),
+        Task::Vqa | Task::SnliVe => (pairs, pairs, 1),
+    };
+    let texts = match model.task {
+        Task::Retrieval | Task::PretrainItc => images,
+        _ => fused,
     };
     let tables = counted.text_tables(&model.text);
     let pass = whole.parameters - image.parameters - share(UNUSED).parameters - tables;
@@ -201,13 +203,14 @@ pub fn training_bytes(
     ];
     match recompute {
         Recompute::None => {
-            let of_pass = whole.activations - image.activations;
-            let kept = passes * pairs * of_pass + images * image.activations;
+            let text = (share(TEXT_TOWER) + share(TEXT_TRANSFORM)).activations;
+            let fusion = whole.activations - image.activations - text;
+            let kept = texts * text + fused * fusion + images * image.activations;
             rows.push(("activations", kept));
         }
         Recompute::Blocks => {
             let [of_pass, of_image] = counted.between_blocks();
-            let kept = passes * pairs * of_pass + images * of_image;
+            let kept = fused * of_pass + images * of_image;
             rows.push(("activations between blocks", kept));
             rows.push(("blocks that run again", beside * pairs * block));
         }
@@ -327,7 +330,7 @@ impl<'a> Counted<'a> {
     /// its managers, of average size.
     fn largest_block(&self, modules: &[ModuleSize]) -> u64 {
         let layers = |name: &str| match name {
-            "text tower" => Some((0, self.model.text.layers)),
+            TEXT_TOWER => Some((0, self.model.text.layers)),
             IMAGE_TOWER => Some((1, self.model.image.layers)),
             name if name.contains("managers") || name.contains("cross layers") => {
                 Some((2, self.model.cross_layers))
