@@ -114,7 +114,10 @@ impl Progress {
         let rate = self.pairs as f64 / since.elapsed().as_secs_f64().max(1e-9);
         let objective = |one: &v1::Objective| {
             let (title, loss) = (objective::title(&one.name), one.loss);
-            format!("{title} {loss:.3} ({:.2})", one.accuracy)
+            match one.rows {
+                0 => format!("{title} {loss:.3}"),
+                _ => format!("{title} {loss:.3} ({:.2})", one.accuracy),
+            }
         };
         let objectives: Vec<String> = r.objectives.iter().map(objective).collect();
         let text = format!(
