@@ -46,8 +46,8 @@ enum Command {
     Coordinator(roles::CoordinatorArguments),
     /// Work for a run: one process per device.
     Worker(roles::WorkerArguments),
-    /// Show how a run or a plan stands: phase, workers, times, checkpoints, the last decisions and their reasons;
-    /// what its root knows when nobody leads.
+    /// Show how a run or a plan stands: phase, workers, times, checkpoints, the last decisions and
+    /// their reasons; what its root knows when nobody leads.
     ///
     /// Example: belfry status --local runs/quickstart
     Status(status::StatusArguments),

@@ -53,15 +53,7 @@ pub(crate) fn check(key: &str, task: Task, name: &str) -> Result<(), ConfigError
 
 /// Whether any task's evaluation has a figure of this name.
 pub(crate) fn is_known(name: &str) -> bool {
-    let tasks = [
-        Task::Pretrain,
-        Task::PretrainItc,
-        Task::Vqa,
-        Task::SnliVe,
-        Task::Nlvr2,
-        Task::Retrieval,
-    ];
-    tasks.into_iter().any(|task| of(task).contains(&name))
+    Task::ALL.into_iter().any(|task| of(task).contains(&name))
 }
 
 #[cfg(test)]

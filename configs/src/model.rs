@@ -190,6 +190,18 @@ pub enum Task {
     Retrieval,
 }
 
+impl Task {
+    /// All of them.
+    pub const ALL: [Task; 6] = [
+        Task::Pretrain,
+        Task::PretrainItc,
+        Task::Vqa,
+        Task::SnliVe,
+        Task::Nlvr2,
+        Task::Retrieval,
+    ];
+}
+
 /// Layout of a text tower.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -213,30 +213,12 @@ impl Endpoint {
     /// [`CollectiveError`], naming the peer where one is to blame.
     pub async fn all_reduce(self: &Arc<Self>, request: Reduce) -> Result<Reduced, CollectiveError> {
         request.check()?;
-        let generation = request.generation;
-        self.shared.pool().open(generation)?;
-        self.shared.changed();
-        let mut fence = Fence {
-            shared: &self.shared,
-            generation,
-            ended_well: false,
-        };
+        let place = (request.generation, request.step, request.rank);
         let addresses = request.members.iter().map(|m| m.addr);
-        let place = (generation, request.step, request.rank);
-        let links = self.all_links(place, addresses, SUM_LINKS);
-        let (run_id, limits) = (self.shared.run_id, self.shared.limits());
-        let exchanged = exchange(Arc::new(request), run_id, limits, links).await;
-        let (reduced, reusable) = match exchanged {
-            Ok(exchanged) => exchanged,
-            Err(error) => {
-                // Before the probe, so that peers learn at once.
-                drop(fence);
-                return Err(self.blame(error, generation).await);
-            }
-        };
-        fence.ended_well = true;
-        self.keep(generation, reusable, SUM_LINKS);
-        Ok(reduced)
+        let links = (addresses.collect(), SUM_LINKS);
+        let request = Arc::new(request);
+        let exchange = |run_id, limits, links| exchange(request, run_id, limits, links);
+        self.fenced(place, links, exchange).await
     }
 
     /// Takes part in the gathering of all lanes' blocks; all of them by lane are given back. Fenced
@@ -249,7 +231,25 @@ impl Endpoint {
         request: Gather,
     ) -> Result<BTreeMap<u32, Bytes>, CollectiveError> {
         request.check()?;
-        let generation = request.generation;
+        let place = (request.generation, request.step, request.rank);
+        let addresses = request.members.iter().map(|m| m.addr);
+        let links = (addresses.collect(), GATHER_LINKS);
+        let request = Arc::new(request);
+        let gather = |run_id, limits, links| gather(request, run_id, limits, links);
+        self.fenced(place, links, gather).await
+    }
+
+    /// What the member at `(generation, step, rank)` does with all others, over links with numbers
+    /// from `first` on. Unless it ends well, the generation is over.
+    async fn fenced<T, F>(
+        self: &Arc<Self>,
+        (generation, step, rank): (u64, u64, usize),
+        (addresses, first): (Vec<SocketAddr>, usize),
+        work: impl FnOnce(u64, Limits, BTreeMap<usize, PeerLinks>) -> F,
+    ) -> Result<T, CollectiveError>
+    where
+        F: Future<Output = Result<(T, Reusable), CollectiveError>>,
+    {
         self.shared.pool().open(generation)?;
         self.shared.changed();
         let mut fence = Fence {
@@ -257,20 +257,19 @@ impl Endpoint {
             generation,
             ended_well: false,
         };
-        let addresses = request.members.iter().map(|m| m.addr);
-        let place = (generation, request.step, request.rank);
-        let links = self.all_links(place, addresses, GATHER_LINKS);
-        let (run_id, limits) = (self.shared.run_id, self.shared.limits());
-        let (blocks, reusable) = match gather(Arc::new(request), run_id, limits, links).await {
-            Ok(gathered) => gathered,
+        let links = self.all_links((generation, step, rank), addresses, first);
+        let worked = work(self.shared.run_id, self.shared.limits(), links).await;
+        let (result, reusable) = match worked {
+            Ok(worked) => worked,
             Err(error) => {
+                // Before the probe, so that peers learn at once.
                 drop(fence);
                 return Err(self.blame(error, generation).await);
             }
         };
         fence.ended_well = true;
-        self.keep(generation, reusable, GATHER_LINKS);
-        Ok(blocks)
+        self.keep(generation, reusable, first);
+        Ok(result)
     }
 
     /// What peers may copy from now on.
@@ -309,10 +308,13 @@ impl Endpoint {
     fn all_links(
         &self,
         (generation, step, rank): (u64, u64, usize),
-        addresses: impl Iterator<Item = SocketAddr>,
+        addresses: Vec<SocketAddr>,
         first: usize,
     ) -> BTreeMap<usize, PeerLinks> {
-        let peers = addresses.enumerate().filter(|(peer, _)| *peer != rank);
+        let peers = addresses
+            .into_iter()
+            .enumerate()
+            .filter(|(peer, _)| *peer != rank);
         let mut hello = Header::new(Kind::Hello, self.shared.run_id, generation, step);
         hello.bucket = (first + rank) as u32;
         peers

@@ -3,6 +3,7 @@
 //! Filled by the train step from what the data plane made. It refuses to know the device.
 
 use crate::error::ModelError;
+use crate::loss::GroupLoss;
 
 /// The label of a token that the MLM loss ignores.
 pub(crate) const IGNORED: i32 = -100;
@@ -111,6 +112,20 @@ pub struct RetrievalReport {
     pub mlm_correct: u32,
     /// Pairs.
     pub pairs: u32,
+}
+
+impl RetrievalReport {
+    pub(crate) fn of(itc_loss: f64, matches: GroupLoss, words: GroupLoss, pairs: usize) -> Self {
+        RetrievalReport {
+            itc_loss,
+            itm_loss: matches.mean,
+            itm_correct: matches.score as u32,
+            mlm_loss: words.mean,
+            mlm_masked: words.rows,
+            mlm_correct: words.score as u32,
+            pairs: pairs as u32,
+        }
+    }
 }
 
 /// What happened in one micro-batch.

@@ -167,14 +167,6 @@ impl ManagerTower {
             keys,
         };
         let matches = pass.run(weights, contrast, gradient)?;
-        Ok(RetrievalReport {
-            itc_loss: contrast.loss,
-            itm_loss: matches.mean,
-            itm_correct: matches.score as u32,
-            mlm_loss: words.mean,
-            mlm_masked: words.rows,
-            mlm_correct: words.score as u32,
-            pairs: pairs as u32,
-        })
+        Ok(RetrievalReport::of(contrast.loss, matches, words, pairs))
     }
 }

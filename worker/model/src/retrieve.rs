@@ -157,15 +157,7 @@ impl ManagerTower {
             batch,
         };
         let (itc_loss, matches) = contrast.run(pass, company, gradient)?;
-        Ok(RetrievalReport {
-            itc_loss,
-            itm_loss: matches.mean,
-            itm_correct: matches.score as u32,
-            mlm_loss: words.mean,
-            mlm_masked: words.rows,
-            mlm_correct: words.score as u32,
-            pairs: rows as u32,
-        })
+        Ok(RetrievalReport::of(itc_loss, matches, words, rows))
     }
 
     /// The MLM pass of contrastive pre-training.

@@ -69,21 +69,13 @@ fn check_in(what: &str, model: &Model, matmul: Matmul) {
 
 #[test]
 fn every_task_of_every_system_keeps_its_bits() {
-    let tasks = [
-        Task::Pretrain,
-        Task::PretrainItc,
-        Task::Vqa,
-        Task::SnliVe,
-        Task::Nlvr2,
-        Task::Retrieval,
-    ];
     let systems = [
         (System::ManagerTower, false),
         (System::BridgeTower, false),
         (System::Meter, false),
         (System::Meter, true),
     ];
-    for task in tasks {
+    for task in Task::ALL {
         for (system, meter_fusion) in systems {
             let mut model = uneven(Model {
                 system,
